@@ -1,0 +1,241 @@
+// Causal least squares in closed loop: weights over neighbours that precede a value, of which Lorenzo is a special case.
+// docs/format.md, section 11.
+#pragma once
+
+#include <algorithm>
+
+#include "closed_loop.hpp"
+#include "kernels.hpp"
+
+namespace aesz {
+
+// Steps back along the last axis, the one before it, ...; negative: ahead.  The first tap is the base.
+struct CausalTap {
+    int back[kMaxDims];
+};
+constexpr CausalTap kCausalTaps[] = {
+    {{1, 0, 0, 0}},  {{2, 0, 0, 0}},                                                                    // in the line
+    {{0, 1, 0, 0}},  {{1, 1, 0, 0}},  {{-1, 1, 0, 0}}, {{0, 2, 0, 0}},  {{2, 1, 0, 0}}, {{-2, 1, 0, 0}},  // in the plane
+    {{0, 0, 1, 0}},  {{1, 0, 1, 0}},  {{-1, 0, 1, 0}}, {{0, 1, 1, 0}},  {{0, -1, 1, 0}}, {{0, 0, 2, 0}},
+    {{1, 1, 1, 0}},                                                                                     // planes before
+    {{0, 0, 0, 1}},  {{1, 0, 0, 1}},  {{0, 1, 0, 1}},  {{0, 0, 1, 1}},                                    // along the fourth axis
+};
+constexpr int kTapsOf[kMaxDims + 1] = {0, 2, 8, 15, 19};
+constexpr int kMaxTaps = 19;
+constexpr int kBases[kMaxDims] = {0, 2, 8, 15};  // the nearest tap along each axis
+
+struct CausalPlan {
+    Shape shape;
+    double step = 0;
+    double offset = 0;  // prediction of the first value
+};
+
+template <class T, class Coder>
+class CausalCoder : ClosedLoop<T, Coder> {
+    using Base = ClosedLoop<T, Coder>;
+    using Base::chunk_, Base::codes_, Base::residual_;
+
+  public:
+    using Base::unused_outliers;
+
+    CausalCoder(const CausalPlan& plan, Chunk<T>& chunk, Coder& coder)
+        : Base(chunk, plan.shape.size, coder), plan_(plan), taps_(kTapsOf[plan.shape.n]), sums_(width()), partial_(width()) {
+        for (int k = 0; k < taps_; ++k)
+            for (int a = 0; a < plan.shape.n; ++a)
+                offset_[k] -= kCausalTaps[k].back[a] * plan.shape.step[static_cast<std::size_t>(plan.shape.n - 1 - a)];
+    }
+
+    void run() {
+        if constexpr (!Coder::decoding) fit();
+        for (int k = 1; k < taps_; ++k) {
+            weights_[k] = residual_.code_integer(Coder::decoding ? 0 : weights_[k]);
+            if (weights_[k] < -4096 || weights_[k] > 4096) throw CorruptStream("a causal weight is out of range");
+        }
+        const Shape& shape = plan_.shape;
+        const int64_t n = static_cast<int64_t>(width());
+        for (int64_t at = 0; at < shape.size; at += n) {
+            const auto c = coordinates(at);
+            line(at, c);
+        }
+    }
+
+  private:
+    using Coordinates = std::array<int64_t, kMaxDims>;
+
+    std::size_t width() const { return static_cast<std::size_t>(plan_.shape.dim[static_cast<std::size_t>(plan_.shape.n - 1)]); }
+
+    Coordinates coordinates(int64_t at) const {
+        Coordinates c{};
+        for (std::size_t a = 0; a < static_cast<std::size_t>(plan_.shape.n); ++a) c[a] = at / plan_.shape.step[a] % plan_.shape.dim[a];
+        return c;
+    }
+
+    uint32_t neighbours(const Coordinates& c) const {
+        uint32_t flags = 0;
+        for (int k = 0; k < taps_; ++k) {
+            bool there = true;
+            for (int a = 0; a < plan_.shape.n && there; ++a) {
+                const std::size_t axis = static_cast<std::size_t>(plan_.shape.n - 1 - a);
+                const int64_t x = c[axis] - kCausalTaps[k].back[a];
+                there = x >= 0 && x < plan_.shape.dim[axis];
+            }
+            if (there) flags |= 1u << k;
+        }
+        return flags;
+    }
+
+    // Coefficients where the neighbours in `flags` are there: the base takes what the others leave of 1.
+    bool set_coefficients(uint32_t flags) {
+        int base = -1;
+        for (int a = plan_.shape.n - 1; a >= 0; --a)
+            if (flags >> kBases[a] & 1) base = kBases[a];
+        if (base < 0) return false;
+        int32_t rest = 256;
+        for (int k = 0; k < taps_; ++k) {
+            const int32_t w = k > 0 && k != base && (flags >> k & 1) ? weights_[k] : 0;
+            coefficient_[k] = w * kWeightUnit;
+            rest -= w;
+        }
+        coefficient_[base] = rest * kWeightUnit;
+        return true;
+    }
+
+    // The part of the predictions that does not depend on the line itself: taps from 2 on, in order.
+    void predict_from_lines_before(int64_t at, int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; ++i) partial_[static_cast<std::size_t>(i)] = 0.0;
+        for (int k = 2; k < taps_; ++k) {
+            const double c = coefficient_[k];
+            if (c == 0.0) continue;
+            const T* x = chunk_.out + at + offset_[k];
+            for (int64_t i = from; i < to; ++i) partial_[static_cast<std::size_t>(i)] += c * static_cast<double>(x[i]);
+        }
+    }
+
+    void line(int64_t at, Coordinates c) {
+        const int64_t n = static_cast<int64_t>(width()), low = std::min<int64_t>(2, n), high = std::max(low, n - 2);
+        const std::size_t inner = static_cast<std::size_t>(plan_.shape.n - 1);
+        const double inverse = 1.0 / plan_.step;
+        gather(at, c);
+        Context context;
+        context.group = kGroups - 1;
+        uint32_t west2 = 0;
+        auto code = [&](int64_t i, double prediction) {
+            const int64_t here = at + i;
+            if (this->masked(here)) {
+                chunk_.out[here] = static_cast<T>(prediction);
+                return;
+            }
+            const std::size_t j = static_cast<std::size_t>(i);
+            context.expected = sums_.expected[j] + 5 * magnitude(context.west) + west2;
+            context.near = sums_.near[j];
+            context.other = sums_.other[j];
+            context.north = sums_.north[j];
+            west2 = magnitude(context.west);
+            const int32_t quantized =
+                Coder::decoding ? 0 : quantize<T>(chunk_.data[here], prediction, plan_.step, inverse, chunk_.tolerance);
+            context.west = this->value(here, prediction, plan_.step, context, quantized);
+        };
+        const T* out = chunk_.out + at;
+        auto edge = [&](int64_t i) {
+            c[inner] = i;
+            if (!set_coefficients(neighbours(c))) return code(i, plan_.offset);
+            predict_from_lines_before(at, i, i + 1);
+            double prediction = partial_[static_cast<std::size_t>(i)];
+            if (i >= 2) prediction += coefficient_[1] * static_cast<double>(out[i - 2]);
+            if (i >= 1) prediction += coefficient_[0] * static_cast<double>(out[i - 1]);
+            code(i, prediction);
+        };
+        for (int64_t i = 0; i < low; ++i) edge(i);
+        if (high > low) {
+            c[inner] = low;
+            set_coefficients(neighbours(c));
+            predict_from_lines_before(at, low, high);
+            const double west = coefficient_[0], west_west = coefficient_[1];
+            for (int64_t i = low; i < high; ++i)
+                code(i, partial_[static_cast<std::size_t>(i)] + west_west * static_cast<double>(out[i - 2]) +
+                            west * static_cast<double>(out[i - 1]));
+        }
+        for (int64_t i = high; i < n; ++i) edge(i);
+    }
+
+    void gather(int64_t at, const Coordinates& c) {
+        const Shape& shape = plan_.shape;
+        const int inner = shape.n - 1;
+        const std::size_t n = width();
+        const int16_t* codes = codes_.data() + at;
+        const auto before = [&](int axis, int64_t lines) -> const int16_t* {
+            if (axis < 0 || c[static_cast<std::size_t>(axis)] < lines) return nullptr;
+            return codes - lines * shape.step[static_cast<std::size_t>(axis)];
+        };
+        for (std::size_t i = 0; i < n; ++i) {
+            sums_.expected[i] = sums_.near[i] = sums_.other[i] = 0;
+            sums_.north[i] = 0;
+        }
+        if (const int16_t* north = before(inner - 1, 1)) {
+            for (std::size_t i = 0; i < n; ++i) {
+                sums_.north[i] = north[i];
+                sums_.expected[i] += 4 * magnitude(north[i]);
+                sums_.near[i] += 8 * magnitude(north[i]);
+            }
+            for (std::size_t i = 1; i < n; ++i) sums_.expected[i] += magnitude(north[i - 1]);
+            for (std::size_t i = 0; i + 1 < n; ++i) {
+                sums_.expected[i] += 2 * magnitude(north[i + 1]);
+                sums_.near[i] += 8 * magnitude(north[i + 1]);
+            }
+        }
+        if (const int16_t* north = before(inner - 1, 2))
+            for (std::size_t i = 0; i < n; ++i) sums_.expected[i] += magnitude(north[i]);
+        if (const int16_t* plane = before(inner - 2, 1)) {
+            for (std::size_t i = 0; i < n; ++i) {
+                sums_.other[i] = 16 * magnitude(plane[i]);
+                sums_.expected[i] += 3 * magnitude(plane[i]);
+            }
+            for (std::size_t i = 0; i + 1 < n; ++i) sums_.expected[i] += magnitude(plane[i + 1]);
+        }
+    }
+
+    // Encoder: weights from the original, as if its values carried the quantizer's noise.
+    void fit() {
+        const Shape& shape = plan_.shape;
+        const int m = taps_ - 1;
+        NormalEquations equations;
+        equations.n = m;
+        const int64_t skip = std::max<int64_t>(1, shape.size / 12000) | 1;
+        const uint32_t all = (1u << taps_) - 1;
+        double feature[kMaxTaps];
+        for (int64_t at = 0; at < shape.size; at += skip) {
+            if (this->masked(at) || neighbours(coordinates(at)) != all) continue;
+            bool sound = true;
+            for (int k = 0; k < taps_ && sound; ++k) sound = !this->masked(at + offset_[k]);
+            if (!sound) continue;
+            const double base = chunk_.data[at + offset_[0]];
+            for (int k = 1; k < taps_; ++k) feature[k - 1] = static_cast<double>(chunk_.data[at + offset_[k]]) - base;
+            equations.add(feature, static_cast<double>(chunk_.data[at]) - base);
+        }
+        // uniform noise has the variance tolerance^2 / 3; that of the base is in every feature
+        const double noise = static_cast<double>(equations.count) * chunk_.tolerance * chunk_.tolerance / 3;
+        for (int i = 0; i < m; ++i) {
+            for (int j = 0; j <= i; ++j) equations.a[i][j] += i == j ? 2 * noise : noise;
+            equations.b[i] += noise;
+        }
+        int32_t lorenzo[kMaxTaps] = {};
+        if (m >= 3) {
+            lorenzo[1] = 256;
+            lorenzo[2] = -256;
+        }
+        const double prior[kMaxTaps] = {};
+        double x[kMaxTaps];
+        for (int i = 0; i < m; ++i) weights_[i + 1] = lorenzo[i];
+        if (equations.count > 8 * m && equations.solve(prior, 1e-6, x)) quantize_weights(x, m, lorenzo, weights_ + 1);
+    }
+
+    const CausalPlan& plan_;
+    int taps_;
+    int64_t offset_[kMaxTaps] = {};
+    int32_t weights_[kMaxTaps] = {};   // in 1/256; that of the base is not used
+    double coefficient_[kMaxTaps] = {};
+    LineSums sums_;
+    std::vector<double> partial_;
+};
+
+}  // namespace aesz

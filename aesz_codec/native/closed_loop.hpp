@@ -1,0 +1,163 @@
+// What the predictors of the closed loop share: geometry, the quantizer, outliers, least squares.  docs/format.md, section 9.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "residual_coder.hpp"
+
+namespace aesz {
+
+struct CorruptStream : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+constexpr int kMaxDims = 4;
+
+struct Shape {
+    int n = 0;
+    std::array<int64_t, kMaxDims> dim{};   // sizes, slowest first
+    std::array<int64_t, kMaxDims> step{};  // elements from one index to the next
+    int64_t size = 1;
+
+    Shape() = default;
+    Shape(int axes, const int64_t* dims) : n(axes) {
+        for (int a = n - 1; a >= 0; --a) {
+            dim[a] = dims[a];
+            step[a] = size;
+            size *= dims[a];
+        }
+    }
+};
+
+// One array on its way through the closed loop.  `mask` marks values that are not coded; they take their prediction.
+template <class T>
+struct Chunk {
+    const T* data = nullptr;        // the original; encoder only
+    T* out = nullptr;               // the reconstruction
+    const uint8_t* mask = nullptr;  // or none
+    double tolerance = 0;           // encoder only
+    std::vector<T> outliers;        // in coding order
+};
+
+// prediction + code * step, in the type of the data: what the decoder does.
+template <class T>
+inline T reconstruct(double prediction, int32_t code, double step) {
+    return static_cast<T>(prediction + static_cast<double>(code) * step);
+}
+
+// The code whose reconstruction is within the tolerance, else kOutlier.
+template <class T>
+inline int32_t quantize(T x, double prediction, double step, double inverse, double tolerance) {
+    const double q = (static_cast<double>(x) - prediction) * inverse;
+    if (!(std::abs(q) < kLargestCode)) return kOutlier;
+    const int32_t code = static_cast<int32_t>((q + 6755399441055744.0) - 6755399441055744.0);  // to nearest
+    const double error = static_cast<double>(x) - static_cast<double>(reconstruct<T>(prediction, code, step));
+    return std::abs(error) <= tolerance ? code : kOutlier;
+}
+
+// Codes values one after the other and remembers their codes for the contexts.
+template <class T, class Coder>
+class ClosedLoop {
+  public:
+    ClosedLoop(Chunk<T>& chunk, int64_t size, Coder& coder)
+        : chunk_(chunk), residual_(coder), codes_(static_cast<std::size_t>(size)) {}
+
+    bool unused_outliers() const { return used_ != chunk_.outliers.size(); }
+
+  protected:
+    // Codes element `at`; `code` is what the quantizer says (encoder).
+    int32_t value(int64_t at, double prediction, double step, const Context& context, int32_t code) {
+        code = residual_.code(context, code);
+        if (code != kOutlier) {
+            chunk_.out[at] = reconstruct<T>(prediction, code, step);
+        } else if (Coder::decoding) {
+            if (used_ == chunk_.outliers.size()) throw CorruptStream("more outliers are used than stored");
+            chunk_.out[at] = chunk_.outliers[used_++];
+        } else {
+            chunk_.outliers.push_back(chunk_.out[at] = chunk_.data[at]);
+            ++used_;
+        }
+        const int16_t memory = code == kOutlier ? kClip : clipped(code);
+        codes_[static_cast<std::size_t>(at)] = memory;
+        return memory;
+    }
+
+    bool masked(int64_t at) const { return chunk_.mask && chunk_.mask[at]; }
+
+    Chunk<T>& chunk_;
+    ResidualCoder<Coder> residual_;
+    std::vector<int16_t> codes_;  // signed, clipped; 0 where masked or not yet coded
+
+  private:
+    std::size_t used_ = 0;
+};
+
+constexpr int kMaxWeights = 20;
+
+// Least squares for the encoder; what it finds is quantized and stored, so it need not be exact.
+struct NormalEquations {
+    int n = 0;
+    int64_t count = 0;
+    double a[kMaxWeights][kMaxWeights] = {};
+    double b[kMaxWeights] = {};
+
+    void add(const double* feature, double target) {
+        for (int i = 0; i < n; ++i) {
+            for (int j = 0; j <= i; ++j) a[i][j] += feature[i] * feature[j];
+            b[i] += feature[i] * target;
+        }
+        ++count;
+    }
+
+    // Cholesky, with a ridge towards `prior`.  False if there is no sound solution.
+    bool solve(const double* prior, double ridge, double* x) const {
+        double l[kMaxWeights][kMaxWeights], y[kMaxWeights], trace = 0;
+        for (int i = 0; i < n; ++i) trace += a[i][i];
+        if (!(trace > 0) || !std::isfinite(trace)) return false;
+        for (int i = 0; i < n; ++i) {
+            y[i] = b[i];
+            for (int j = 0; j < n; ++j) y[i] -= (j <= i ? a[i][j] : a[j][i]) * prior[j];
+            for (int j = 0; j <= i; ++j) {
+                double sum = a[i][j];
+                if (i == j) sum += ridge * (a[i][i] + trace / n * 0.01);
+                for (int k = 0; k < j; ++k) sum -= l[i][k] * l[j][k];
+                if (i != j) {
+                    l[i][j] = sum / l[j][j];
+                } else {
+                    if (!(sum > 0)) return false;
+                    l[i][i] = std::sqrt(sum);
+                }
+            }
+        }
+        for (int i = 0; i < n; ++i) {
+            for (int k = 0; k < i; ++k) y[i] -= l[i][k] * y[k];
+            y[i] /= l[i][i];
+        }
+        for (int i = n - 1; i >= 0; --i) {
+            for (int k = i + 1; k < n; ++k) y[i] -= l[k][i] * y[k];
+            y[i] /= l[i][i];
+            x[i] = prior[i] + y[i];
+        }
+        return true;
+    }
+};
+
+constexpr double kWeightUnit = 1.0 / 256.0;
+
+// To the integers of the stream; `fallback` where a weight is out of any reason.
+inline void quantize_weights(const double* x, int n, const int32_t* fallback, int32_t* w) {
+    for (int i = 0; i < n; ++i) {
+        if (!(std::abs(x[i]) < 16.0)) {
+            for (int j = 0; j < n; ++j) w[j] = fallback[j];
+            return;
+        }
+    }
+    for (int i = 0; i < n; ++i) w[i] = static_cast<int32_t>(std::nearbyint(x[i] / kWeightUnit));
+}
+
+}  // namespace aesz

@@ -1,0 +1,242 @@
+// The native core as plain functions over arrays.  Every function releases the GIL and checks what it reads.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include <optional>
+
+#include "causal.hpp"
+#include "exponential.hpp"
+#include "interpolation.hpp"
+#include "labels.hpp"
+#include "lossless.hpp"
+#include "range_coder.hpp"
+
+namespace nb = nanobind;
+using namespace aesz;
+
+namespace {
+
+template <class T>
+using Input = nb::ndarray<const T, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Output = nb::ndarray<T, nb::c_contig, nb::device::cpu>;
+using Mask = std::optional<Input<uint8_t>>;
+
+nb::bytes to_bytes(const void* data, std::size_t size) { return nb::bytes(static_cast<const char*>(data), size); }
+
+template <class Array>
+Shape shape_of(const Array& array, std::size_t skip = 0) {
+    if (array.ndim() < skip + 1 || array.ndim() - skip > kMaxDims) throw std::invalid_argument("between 1 and 4 axes");
+    int64_t dims[kMaxDims];
+    for (std::size_t i = skip; i < array.ndim(); ++i) {
+        dims[i - skip] = static_cast<int64_t>(array.shape(i));
+        if (dims[i - skip] < 1) throw std::invalid_argument("empty axis");
+    }
+    return Shape(static_cast<int>(array.ndim() - skip), dims);
+}
+
+const uint8_t* pointer(const Mask& mask, std::size_t size) {
+    if (!mask) return nullptr;
+    if (mask->size() != size) throw std::invalid_argument("mask and data differ in size");
+    return mask->data();
+}
+
+// At most eight bytes are read beyond a sound stream.
+void check_end(const RangeDecoder& decoder) {
+    if (decoder.overrun() > 8) throw CorruptStream("the codes end too early");
+}
+
+struct Parameters {
+    double step, offset;
+    int batch;  // leading axes that are frames
+    bool reference, reversed;
+    int alpha16, beta16;
+};
+
+template <class Array>
+InterpolationPlan interpolation_plan(const Array& array, const Parameters& p) {
+    if (p.batch < 0) throw std::invalid_argument("negative number of frame axes");
+    InterpolationPlan plan;
+    plan.frame = shape_of(array, static_cast<std::size_t>(p.batch));
+    for (int i = 0; i < p.batch; ++i) plan.frames *= static_cast<int64_t>(array.shape(static_cast<std::size_t>(i)));
+    plan.step = p.step;
+    plan.offset = p.offset;
+    plan.reference = p.reference;
+    plan.reversed = p.reversed;
+    plan.alpha16 = p.alpha16;
+    plan.beta16 = p.beta16;
+    if (!(plan.step > 0) || plan.alpha16 < 16 || plan.beta16 < 16) throw std::invalid_argument("step, alpha or beta out of range");
+    return plan;
+}
+
+template <class T, class Run>
+nb::tuple encode_with(const Input<T>& data, const Mask& mask, double tolerance, const Run& run) {
+    std::vector<T> out(data.size());
+    Chunk<T> chunk{data.data(), out.data(), pointer(mask, data.size()), tolerance, {}};
+    std::vector<uint8_t> codes;
+    {
+        nb::gil_scoped_release release;
+        RangeEncoder encoder;
+        run(chunk, encoder);
+        codes = encoder.finish();
+    }
+    return nb::make_tuple(to_bytes(codes.data(), codes.size()),
+                          to_bytes(chunk.outliers.data(), chunk.outliers.size() * sizeof(T)));
+}
+
+template <class T, class Run>
+void decode_with(const nb::bytes& codes, const nb::bytes& outliers, Output<T>& out, const Mask& mask, const Run& run) {
+    Chunk<T> chunk{nullptr, out.data(), pointer(mask, out.size()), 0.0, {}};
+    if (outliers.size() % sizeof(T) != 0) throw CorruptStream("outliers are not a whole number of values");
+    chunk.outliers.resize(outliers.size() / sizeof(T));
+    if (!chunk.outliers.empty()) std::memcpy(chunk.outliers.data(), outliers.c_str(), outliers.size());
+    nb::gil_scoped_release release;
+    RangeDecoder decoder(reinterpret_cast<const uint8_t*>(codes.c_str()), codes.size());
+    run(chunk, decoder);
+    check_end(decoder);
+}
+
+template <class T>
+nb::tuple encode_interpolation(Input<T> data, Mask mask, double tolerance, double step, double offset, int batch, bool reference,
+                               bool reversed, int alpha16, int beta16) {
+    const InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, reversed, alpha16, beta16});
+    return encode_with<T>(data, mask, tolerance, [&](Chunk<T>& chunk, RangeEncoder& encoder) {
+        InterpolationCoder<T, RangeEncoder>(plan, chunk, encoder).run();
+    });
+}
+
+template <class T>
+void decode_interpolation(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, int batch,
+                          bool reference, bool reversed, int alpha16, int beta16) {
+    const InterpolationPlan plan = interpolation_plan(out, {step, offset, batch, reference, reversed, alpha16, beta16});
+    decode_with<T>(codes, outliers, out, mask, [&](Chunk<T>& chunk, RangeDecoder& decoder) {
+        InterpolationCoder<T, RangeDecoder> coder(plan, chunk, decoder);
+        coder.run();
+        if (coder.unused_outliers()) throw CorruptStream("more outliers are stored than used");
+    });
+}
+
+template <class T>
+nb::tuple encode_causal(Input<T> data, Mask mask, double tolerance, double step, double offset) {
+    if (!(step > 0)) throw std::invalid_argument("step out of range");
+    const CausalPlan plan{shape_of(data), step, offset};
+    return encode_with<T>(data, mask, tolerance,
+                          [&](Chunk<T>& chunk, RangeEncoder& encoder) { CausalCoder<T, RangeEncoder>(plan, chunk, encoder).run(); });
+}
+
+template <class T>
+void decode_causal(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset) {
+    if (!(step > 0)) throw std::invalid_argument("step out of range");
+    const CausalPlan plan{shape_of(out), step, offset};
+    decode_with<T>(codes, outliers, out, mask, [&](Chunk<T>& chunk, RangeDecoder& decoder) {
+        CausalCoder<T, RangeDecoder> coder(plan, chunk, decoder);
+        coder.run();
+        if (coder.unused_outliers()) throw CorruptStream("more outliers are stored than used");
+    });
+}
+
+struct Box {
+    int64_t planes, lines, width;
+};
+
+template <class Array>
+Box box_of(const Array& array) {
+    const Shape shape = shape_of(array);
+    const int64_t width = shape.dim[static_cast<std::size_t>(shape.n - 1)];
+    const int64_t lines = shape.n > 1 ? shape.dim[static_cast<std::size_t>(shape.n - 2)] : 1;
+    return {shape.size / (width * lines), lines, width};
+}
+
+nb::bytes encode_labels(Input<uint8_t> labels) {
+    const Box box = box_of(labels);
+    std::vector<uint8_t> codes;
+    {
+        nb::gil_scoped_release release;
+        std::vector<uint8_t> copy(labels.data(), labels.data() + labels.size());
+        for (uint8_t label : copy)
+            if (label >> kLabelBits) throw std::invalid_argument("a label is above 15");
+        RangeEncoder encoder;
+        code_labels(encoder, copy.data(), box.planes, box.lines, box.width);
+        codes = encoder.finish();
+    }
+    return to_bytes(codes.data(), codes.size());
+}
+
+void decode_labels(nb::bytes codes, Output<uint8_t> labels) {
+    const Box box = box_of(labels);
+    nb::gil_scoped_release release;
+    RangeDecoder decoder(reinterpret_cast<const uint8_t*>(codes.c_str()), codes.size());
+    code_labels(decoder, labels.data(), box.planes, box.lines, box.width);
+    check_end(decoder);
+}
+
+template <class U>
+nb::bytes encode_lossless(Input<U> values, int dims, int order) {
+    const Shape shape = shape_of(values);
+    if (dims < 0 || dims > 3 || dims > shape.n || order < 0 || order > 2) throw std::invalid_argument("dims or order out of range");
+    std::vector<uint8_t> codes;
+    {
+        nb::gil_scoped_release release;
+        RangeEncoder encoder;
+        // the encoder reads only
+        code_lossless(encoder, const_cast<U*>(values.data()), shape, dims, static_cast<Order>(order));
+        codes = encoder.finish();
+    }
+    return to_bytes(codes.data(), codes.size());
+}
+
+template <class U>
+void decode_lossless(nb::bytes codes, Output<U> values, int dims, int order) {
+    const Shape shape = shape_of(values);
+    if (dims < 0 || dims > 3 || dims > shape.n || order < 0 || order > 2) throw std::invalid_argument("dims or order out of range");
+    nb::gil_scoped_release release;
+    RangeDecoder decoder(reinterpret_cast<const uint8_t*>(codes.c_str()), codes.size());
+    code_lossless(decoder, values.data(), shape, dims, static_cast<Order>(order));
+    check_end(decoder);
+}
+
+void exp2_into(Input<double> x, Output<double> out) {
+    if (x.size() != out.size()) throw std::invalid_argument("sizes differ");
+    nb::gil_scoped_release release;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        const double v = x.data()[i];
+        out.data()[i] = exp2_exact(v < -1100.0 ? -1100.0 : v > 1100.0 ? 1100.0 : v);
+    }
+}
+
+template <class T>
+void bind_floating(nb::module_& m) {
+    m.def("encode_interpolation", &encode_interpolation<T>, nb::arg("data"), nb::arg("mask").none(), nb::arg("tolerance"),
+          nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"), nb::arg("alpha16"),
+          nb::arg("beta16"));
+    m.def("decode_interpolation", &decode_interpolation<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
+          nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"),
+          nb::arg("alpha16"), nb::arg("beta16"));
+    m.def("encode_causal", &encode_causal<T>, nb::arg("data"), nb::arg("mask").none(), nb::arg("tolerance"), nb::arg("step"),
+          nb::arg("offset"));
+    m.def("decode_causal", &decode_causal<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
+          nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"));
+}
+
+template <class U>
+void bind_lossless(nb::module_& m) {
+    m.def("encode_lossless", &encode_lossless<U>, nb::arg("values"), nb::arg("dims"), nb::arg("order"));
+    m.def("decode_lossless", &decode_lossless<U>, nb::arg("codes"), nb::arg("values").noconvert(), nb::arg("dims"), nb::arg("order"));
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+    m.doc() = "Native core of aesz_codec: prediction, quantization and entropy coding of whole chunks.";
+    nb::exception<CorruptStream>(m, "CorruptData", PyExc_ValueError);
+    bind_floating<float>(m);
+    bind_floating<double>(m);
+    bind_lossless<uint8_t>(m);
+    bind_lossless<uint16_t>(m);
+    bind_lossless<uint32_t>(m);
+    bind_lossless<uint64_t>(m);
+    m.def("encode_labels", &encode_labels, nb::arg("labels"));
+    m.def("decode_labels", &decode_labels, nb::arg("codes"), nb::arg("labels").noconvert());
+    m.def("exp2_into", &exp2_into, nb::arg("x"), nb::arg("out").noconvert());
+}

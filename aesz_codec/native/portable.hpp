@@ -1,0 +1,30 @@
+// The few things C++17 leaves to compilers.
+#pragma once
+
+#include <cstdint>
+#if defined(_MSC_VER)
+#include <intrin.h>
+#endif
+
+namespace aesz {
+
+// Position of the highest set bit; x > 0.
+inline int highest_bit(uint32_t x) {
+#if defined(_MSC_VER)
+    unsigned long index;
+    _BitScanReverse(&index, x);
+    return static_cast<int>(index);
+#else
+    return 31 - __builtin_clz(x);
+#endif
+}
+
+inline int count_bits(unsigned x) {
+    int n = 0;
+    for (; x; x &= x - 1) ++n;
+    return n;
+}
+
+inline uint32_t magnitude(int32_t x) { return static_cast<uint32_t>(x < 0 ? -x : x); }
+
+}  // namespace aesz

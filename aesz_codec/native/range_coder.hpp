@@ -1,0 +1,169 @@
+// Range coder with 64-bit low and range, renormalised 32 bits at a time.  docs/format.md, section 6.
+//
+// Encoder and decoder share one interface, so that a model is written once and cannot differ between the directions:
+//   bit(value, p1)               one binary decision; p1 = P(bit = 1) in 1/65536, 1..65535
+//   symbol(value, distribution)  one of several; distribution(i) = P(symbol < i) in 1/32768, strictly increasing
+//   raw(value, bits)             equiprobable bits, at most 16
+// The encoder writes `value` and returns it; the decoder ignores it and returns what it reads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace aesz {
+
+class RangeEncoder {
+  public:
+    static constexpr bool decoding = false;
+
+    int bit(int value, uint32_t p1) {
+        const uint64_t bound = (range_ >> 16) * p1;
+        if (value) {
+            range_ = bound;
+        } else {
+            add(bound);
+            range_ -= bound;
+        }
+        normalize();
+        return value;
+    }
+
+    template <class Distribution>
+    int symbol(int value, const Distribution& below) {
+        const uint64_t unit = range_ >> 15;
+        add(unit * static_cast<uint64_t>(below(value)));
+        range_ = unit * static_cast<uint64_t>(below(value + 1) - below(value));
+        normalize();
+        return value;
+    }
+
+    uint32_t raw(uint32_t value, int bits) {
+        range_ >>= bits;
+        add(range_ * value);
+        normalize();
+        return value;
+    }
+
+    // Ends the stream with few bytes: the roundest number in [low, low + range), less its own trailing zeros.
+    std::vector<uint8_t> finish() {
+        for (int shift = 56; shift > 0; shift -= 8) {
+            const uint64_t mask = ~uint64_t{0} << shift;
+            const uint64_t candidate = (low_ + ~mask) & mask;
+            if (candidate - low_ < range_) {
+                if (candidate < low_) carry();
+                low_ = candidate;
+                break;
+            }
+        }
+        for (; low_; low_ <<= 8) out_.push_back(static_cast<uint8_t>(low_ >> 56));
+        return std::move(out_);
+    }
+
+  private:
+    void add(uint64_t amount) {
+        low_ += amount;
+        if (low_ < amount) carry();
+    }
+
+    void carry() {
+        for (std::size_t i = out_.size(); i-- > 0 && ++out_[i] == 0;) {
+        }
+    }
+
+    void normalize() {
+        if (range_ < (uint64_t{1} << 32)) {
+            for (int shift = 56; shift >= 32; shift -= 8) out_.push_back(static_cast<uint8_t>(low_ >> shift));
+            low_ <<= 32;
+            range_ <<= 32;
+        }
+    }
+
+    uint64_t low_ = 0;
+    uint64_t range_ = ~uint64_t{0};
+    std::vector<uint8_t> out_;
+};
+
+// Zeros follow the last byte.  No input makes it read outside the data or divide by zero.
+class RangeDecoder {
+  public:
+    static constexpr bool decoding = true;
+
+    RangeDecoder(const uint8_t* data, std::size_t size) : next_(data), end_(data + size) {
+        code_ = static_cast<uint64_t>(word()) << 32;
+        code_ |= word();
+    }
+
+    int bit(int, uint32_t p1) {
+        const uint64_t bound = (range_ >> 16) * p1;
+        const bool one = code_ < bound;
+        if (one) {
+            range_ = bound;
+        } else {
+            code_ -= bound;
+            range_ -= bound;
+        }
+        normalize();
+        return one;
+    }
+
+    template <class Distribution>
+    int symbol(int, const Distribution& below) {
+        const uint64_t unit = range_ >> 15;
+        const uint64_t target = code_ / unit;
+        const int value = below.find(target < 32767 ? static_cast<int>(target) : 32767);
+        code_ -= unit * static_cast<uint64_t>(below(value));
+        range_ = unit * static_cast<uint64_t>(below(value + 1) - below(value));
+        normalize();
+        return value;
+    }
+
+    uint32_t raw(uint32_t, int bits) {
+        range_ >>= bits;
+        const uint64_t top = (uint64_t{1} << bits) - 1;
+        uint64_t value = code_ / range_;
+        if (value > top) value = top;
+        code_ -= value * range_;
+        normalize();
+        return static_cast<uint32_t>(value);
+    }
+
+    // Zero bytes that were read after the end.  A sound stream needs at most eight.
+    std::size_t overrun() const { return overrun_; }
+
+  private:
+    uint32_t word() {
+        uint32_t value = 0;
+        if (end_ - next_ >= 4) {
+            value = static_cast<uint32_t>(next_[0]) << 24 | static_cast<uint32_t>(next_[1]) << 16 |
+                    static_cast<uint32_t>(next_[2]) << 8 | next_[3];
+            next_ += 4;
+            return value;
+        }
+        for (int i = 0; i < 4; ++i) {
+            value <<= 8;
+            if (next_ < end_) {
+                value |= *next_++;
+            } else {
+                ++overrun_;
+            }
+        }
+        return value;
+    }
+
+    void normalize() {
+        if (range_ < (uint64_t{1} << 32)) {
+            code_ = code_ << 32 | word();
+            range_ <<= 32;
+        }
+    }
+
+    const uint8_t* next_;
+    const uint8_t* end_;
+    uint64_t code_ = 0;
+    uint64_t range_ = ~uint64_t{0};
+    std::size_t overrun_ = 0;
+};
+
+}  // namespace aesz

@@ -1,0 +1,143 @@
+// Codes the quantizer's integers, given the codes that the decoder has already.  docs/format.md, section 8.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <deque>
+#include <memory>
+
+#include "models.hpp"
+
+namespace aesz {
+
+constexpr int32_t kOutlier = INT32_MIN;  // "this value is stored exactly"
+constexpr int32_t kLargestCode = 1 << 30;
+constexpr int32_t kClip = 4095;          // codes are remembered up to this magnitude
+
+inline int16_t clipped(int32_t code) { return static_cast<int16_t>(std::clamp(code, -kClip, kClip)); }
+
+// Logarithmic class of an expected magnitude in 1/16: four classes an octave.
+constexpr int kClasses = 64;
+inline int scale_class(uint32_t expected16) {
+    const uint32_t v = expected16 + 4;
+    const int e = highest_bit(v);
+    return std::min(4 * (e - 2) + static_cast<int>(v >> (e - 2) & 3), kClasses - 1);
+}
+
+// What is known of a value before it is coded.  Magnitudes in 1/16.
+struct Context {
+    uint32_t expected = 0;          // weighted sum over all neighbours
+    uint32_t near = 0;              // of the nearest points of earlier passes
+    uint32_t other = 0;             // of the plane or the frame before
+    int32_t west = 0, north = 0;    // neighbouring codes of the same pass
+    int group = 0;                  // kind of pass
+};
+
+constexpr int kGroups = 7;
+
+template <class Coder>
+class ResidualCoder {
+  public:
+    explicit ResidualCoder(Coder& coder) : coder_(coder), models_(std::make_unique<Models>()) {}
+
+    int32_t code(const Context& c, int32_t value) {
+        Models& m = *models_;
+        const int scale = scale_class(c.expected), near = scale_class(c.near);
+        const int relative = near >= scale ? (near > scale + 2 ? 3 : 2) : (near + 2 < scale ? 0 : 1);
+        const int32_t sign = 16 * (2 * c.west + c.north), expected = static_cast<int32_t>(c.expected);
+        const int bias = sign > 0 ? (sign > expected ? 4 : 3) : sign < 0 ? (sign < -expected ? 0 : 1) : 2;
+        const int variant = relative * 5 + bias;
+        if (scale >= kBinaryBelow) return symbol(m.any[scale], m.any_child[c.group][scale][variant], scale, value);
+
+        const int n = std::min(near / 2, 15), o = std::min(scale_class(c.other) / 2, 15);
+        const int w = static_cast<int>(std::min(magnitude(c.west), 3u) * 4 + std::min(magnitude(c.north), 3u));
+        Bit* const zero[4] = {&m.zero_scale[c.group][scale], &m.zero_near[c.group][n * 16 + w],
+                              &m.zero_other[o * 16 + n][scale], &m.zero_same[c.group][w * 8 + scale]};
+        if (!code_mixed<4>(coder_, zero, m.zero_mixer[c.group], value != 0)) return 0;
+        return symbol(m.nonzero[scale], m.nonzero_child[c.group][scale][variant], scale, value);
+    }
+
+    // Signed integers of side information.
+    int32_t code_integer(int32_t value) {
+        const uint32_t folded = value >= 0 ? 2 * static_cast<uint32_t>(value) : 2 * static_cast<uint32_t>(-(value + 1)) + 1;
+        const uint32_t got = code_golomb(coder_, models_->integer, folded);
+        return got & 1 ? -static_cast<int32_t>(got >> 1) - 1 : static_cast<int32_t>(got >> 1);
+    }
+
+  private:
+    static constexpr int kBinaryBelow = 8;
+
+    static int shift_of(int scale) { return std::max(0, scale / 4 - 3); }
+
+    // An adaptive distribution with the law that it starts from.
+    struct Parent {
+        Distribution law, now;
+    };
+
+    int32_t symbol(Parent& parent, Distribution*& slot, int scale, int32_t value) {
+        Models& m = *models_;
+        const int shift = shift_of(scale);
+        if (!slot) {
+            slot = &m.children.emplace_back();
+            slot->start(parent.now.edge);
+        }
+        Distribution& child = *slot;
+        const bool outlier = value == kOutlier;
+        int32_t high = value >> shift;
+        int token = outlier ? 0 : std::clamp(high, -16, 15) + 16;
+        token = coder_.symbol(token, child);
+        parent.now.add(token, parent.law);
+        child.add(token, parent.now);
+        if (token == 0) {
+            if (code_bit(coder_, m.outlier, outlier)) return kOutlier;
+            high = -16 - static_cast<int32_t>(code_golomb(coder_, m.beyond, static_cast<uint32_t>(-16 - high)));
+        } else if (token == 31) {
+            high = 15 + static_cast<int32_t>(code_golomb(coder_, m.beyond, static_cast<uint32_t>(high - 15)));
+        } else {
+            high = token - 16;
+        }
+        const uint32_t low = shift ? coder_.raw(static_cast<uint32_t>(value) & ((1u << shift) - 1), shift) : 0;
+        const int64_t result = static_cast<int64_t>(high) * (1 << shift) + low;
+        return static_cast<int32_t>(std::clamp<int64_t>(result, -kLargestCode, kLargestCode));
+    }
+
+    struct Models {
+        Bit zero_scale[kGroups][kBinaryBelow], zero_near[kGroups][256], zero_other[256][kBinaryBelow],
+            zero_same[kGroups][16 * kBinaryBelow];
+        Mixer<4> zero_mixer[kGroups];
+        Bit outlier, beyond[32], integer[32];
+        Parent any[kClasses], nonzero[kBinaryBelow];
+        std::deque<Distribution> children;
+        Distribution* any_child[kGroups][kClasses][20] = {};
+        Distribution* nonzero_child[kGroups][kBinaryBelow][20] = {};
+
+        // The laws: a two-sided geometric distribution with the mean magnitude of the class, and a wider one for the tails.
+        Models() {
+            for (int scale = 0; scale < kClasses; ++scale) {
+                const int octave = scale / 4, shift = shift_of(scale);
+                const uint64_t middle = (static_cast<uint64_t>(4 + scale % 4) << octave) - 4 + ((uint64_t{1} << octave) >> 1);
+                const uint64_t mean = std::max<uint64_t>(1, middle), wide = 3 * mean + (uint64_t{16} << shift);
+                std::array<uint32_t, kSymbols> weight;
+                uint64_t x = uint64_t{1} << 20, y = uint64_t{1} << 16;
+                for (std::size_t t = 0; t < 16; ++t) {
+                    weight[16 + t] = static_cast<uint32_t>(x + y) + 16;
+                    x = x * mean / (mean + (uint64_t{16} << shift));
+                    y = y * wide / (wide + (uint64_t{16} << shift));
+                    weight[15 - t] = shift ? weight[16 + t] : static_cast<uint32_t>(x + y) + 16;
+                }
+                any[scale].law.start(edges_of(weight));
+                any[scale].now = any[scale].law;
+                if (scale < kBinaryBelow) {
+                    weight[16] = 1;
+                    nonzero[scale].law.start(edges_of(weight));
+                    nonzero[scale].now = nonzero[scale].law;
+                }
+            }
+        }
+    };
+
+    Coder& coder_;
+    std::unique_ptr<Models> models_;
+};
+
+}  // namespace aesz
