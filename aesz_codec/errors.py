@@ -1,0 +1,83 @@
+"""Every error that this package raises on purpose, all below `AESZError`.
+
+A message names the field, what was found, what was expected and what to do; `AESZError.at` writes it.
+The classes keep their text in ``args`` alone, so they survive pickling between Dask workers.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+__all__ = [
+    "AESZError",
+    "ConversionError",
+    "CorruptStreamError",
+    "ErrorBoundViolation",
+    "InvalidBoundError",
+    "InvalidConfigError",
+    "ModelNotFoundError",
+    "TruncatedStreamError",
+    "UnsupportedDtypeError",
+    "UnsupportedFormatError",
+]
+
+
+class AESZError(Exception):
+    """Base of all errors of this package."""
+
+    @classmethod
+    def at(cls, field: str, *, found: str, expected: str, remedy: str = "") -> Self:
+        """Build the error with the message ``field: found ..., expected ...; remedy``.
+
+        Parameters
+        ----------
+        field : str
+            The argument, config key, variable or stream field at fault.
+        found, expected : str
+            What was there and what would have been right.
+        remedy : str, optional
+            What the user can do about it.
+
+        Examples
+        --------
+        >>> InvalidBoundError.at("error_bound", found="-1.0", expected="a number > 0", remedy="drop the sign")
+        InvalidBoundError('error_bound: found -1.0, expected a number > 0; drop the sign')
+        """
+        message = f"{field}: found {found}, expected {expected}"
+        return cls(f"{message}; {remedy}" if remedy else message)
+
+
+class InvalidConfigError(AESZError, ValueError):
+    """An option, a key or a name that does not exist, or options that exclude each other."""
+
+
+class InvalidBoundError(AESZError, ValueError):
+    """An error bound that is not a finite number > 0, or that its mode cannot have."""
+
+
+class UnsupportedDtypeError(AESZError, TypeError):
+    """An array whose dtype the codec, or the mode of its bound, does not handle."""
+
+
+class CorruptStreamError(AESZError):
+    """Bytes that are no valid stream: a checksum, a length or a value in them is wrong."""
+
+
+class TruncatedStreamError(CorruptStreamError):
+    """A stream that ends before its own header says that it does."""
+
+
+class UnsupportedFormatError(AESZError):
+    """A stream of a newer format, or with a section that this version does not know."""
+
+
+class ModelNotFoundError(AESZError):
+    """A model that a config or a stream names is not installed here."""
+
+
+class ErrorBoundViolation(AESZError):
+    """The encoder's own check failed twice: a bug in this package. Nothing was returned."""
+
+
+class ConversionError(AESZError):
+    """A conversion, verification or inspection of whole files that cannot go on."""

@@ -1,0 +1,656 @@
+"""From an array to a stream and back: crop and labels, transform, choice of the predictor, verification.
+
+::
+
+    array -> region (padding cropped) -> labels (NaN, fill values) -> transform -> trial of the candidates
+          -> closed loop and entropy coder -> stream -> decoded and compared, value by value -> bytes
+
+Nothing is returned that was not decoded and compared with the input.  Format: ``docs/format.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from .bounds import ErrorBound, check_dtype, first_violation, violations
+from .errors import CorruptStreamError, ErrorBoundViolation
+from .predictors import PREDICTORS, Floats, Mask, Predictor, Quantizer, predictor_of
+from .stream import BIG_ENDIAN, F_ORDERED, Method, Reader, Section, Stream, Transform, Writer, corrupt
+
+__all__ = ["EFFORTS", "StreamInfo", "decode", "describe", "encode"]
+
+EFFORTS = ("fast", "default", "max")
+
+Array = npt.NDArray[Any]
+
+_INTEGER_SLACK = 0.499  # an error below this vanishes when rounding to integers
+_LARGEST_INTEGER = 2**53  # integers up to here are exact as float64
+_MAX_LABELS = 15
+_VALUES_PER_BYTE = 1 << 16  # no code is cheaper: docs/format.md, section 15
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """What a stream says of itself.
+
+    Attributes
+    ----------
+    format_version : str
+    dtype : str
+    shape : tuple of int
+    mode : str
+        The bound that was asked for, with `value` (None for ``lossless``).
+    tolerance : float
+        What was kept: units of the data, or the factor of ``pw_rel``; 0 if every bit is kept.
+    predictor : str
+        ``constant``, ``interpolation``, ``causal``, ``lossless`` or ``bytes``.
+    parameters : dict
+        Choices of the predictor and the transform, as JSON values.
+    sections : dict of str to int
+        Bytes in the stream, those of the header and the checksums under ``header``.
+    nbytes : int
+        Bytes of the whole stream.
+    """
+
+    format_version: str
+    dtype: str
+    shape: tuple[int, ...]
+    mode: str
+    value: float | None
+    tolerance: float
+    predictor: str
+    parameters: dict[str, Any]
+    sections: dict[str, int]
+    nbytes: int
+
+
+# ---- encoding --------------------------------------------------------------------------------------------------
+
+
+def encode(
+    array: npt.ArrayLike, bound: ErrorBound, *, effort: str = "default", keep_layout: bool = False
+) -> bytes:
+    """Compress an array into one stream.
+
+    Parameters
+    ----------
+    array : array_like
+        float16, float32, float64 or integers; any shape, strides and byte order; never written to.
+    bound : ErrorBound
+        ``range_rel`` means the range of the finite values of this array, fill values and constant padding left out.
+    effort : {"fast", "default", "max"}
+        How long to search for the smallest stream.
+    keep_layout : bool
+        Remember byte order and Fortran order for `decode`.
+
+    Returns
+    -------
+    bytes
+        Decoded and compared: every value is within the bound.
+
+    Raises
+    ------
+    UnsupportedDtypeError
+        If the dtype cannot be coded, or not in this mode.
+    ErrorBoundViolation
+        If even lossless coding did not return the input: a bug. Nothing is returned.
+    """
+    given = np.asarray(array)
+    check_dtype(given.dtype, bound)
+    original = np.ascontiguousarray(given, dtype=given.dtype.newbyteorder("=")).reshape(given.shape)
+    flags = 0
+    if keep_layout:
+        flags |= F_ORDERED * (given.flags.f_contiguous and not given.flags.c_contiguous)
+        flags |= BIG_ENDIAN * (given.dtype.newbyteorder("=") != given.dtype)
+    asked = bound
+    region = _region(original)
+    blank = Stream(
+        original.dtype, original.shape, asked.mode, asked.value or 0.0, 0.0, Method.LOSSLESS, flags=flags
+    )
+    if region.shape != original.shape:
+        crop = Writer()
+        for n in region.shape:
+            crop.varint(n)
+        last = original[(-1,) * original.ndim] if original.size else original.dtype.type(0)
+        blank.sections[Section.CROP] = crop.bytes(_little_endian(np.asarray(last))).done()
+    if not region.size:
+        blank.method = Method.CONSTANT
+        return _verified(blank, original, ErrorBound("lossless"))
+    if bound.mode != "lossless" and original.dtype != np.float16:
+        lossy = _Lossy.prepare(region, bound, blank)
+        if lossy is not None:
+            stream = lossy.coded(effort)
+            coded = stream.to_bytes()
+            if 2 * len(coded) > region.nbytes:  # hardly smaller: exact bits may cost less
+                exact = _coded_exactly(region, blank)
+                exact_bytes = exact.to_bytes()
+                if len(exact_bytes) < len(coded):
+                    stream, coded = exact, exact_bytes
+            resolved = ErrorBound(lossy.bound.mode, lossy.bound.value)
+            return _verified(stream, original, resolved, coded, lambda: _coded_exactly(region, blank))
+    return _verified(_coded_exactly(region, blank), original, ErrorBound("lossless"))
+
+
+def _verified(
+    stream: Stream,
+    original: Array,
+    bound: ErrorBound,
+    coded: bytes | None = None,
+    fallback: Callable[[], Stream] | None = None,
+) -> bytes:
+    """Decode what was coded and compare; mend, fall back, or raise."""
+    coded = stream.to_bytes() if coded is None else coded
+    decoded = decode(coded)
+    if first_violation(original, decoded, bound) is None:
+        return coded
+    if fallback is not None:
+        # e.g. a rounding of the transform that the tolerance did not foresee: store the few that it hit
+        wrong = violations(original, decoded, bound)
+        del decoded
+        stream.sections[Section.CORRECTIONS] = _corrections(wrong, original)
+        coded = stream.to_bytes()
+        exact = fallback()
+        exact_bytes = exact.to_bytes()
+        if len(coded) < len(exact_bytes) and first_violation(original, decode(coded), bound) is None:
+            return coded
+        if first_violation(original, decode(exact_bytes), ErrorBound("lossless")) is None:
+            return exact_bytes
+    raise ErrorBoundViolation(
+        f"the encoder's own check failed for an array of {original.dtype}, shape {original.shape}, bound {bound}; "
+        "nothing was written; please report this with the array"
+    )
+
+
+def _corrections(positions: npt.NDArray[np.int64], original: Array) -> bytes:
+    writer = Writer().varint(positions.size)
+    for gap in np.diff(positions, prepend=-1):
+        writer.varint(int(gap) - 1)
+    return writer.bytes(_little_endian(original.reshape(-1)[positions])).done()
+
+
+def _region(array: Array) -> Array:
+    """Return the leading part of an array that is not constant padding, judged by bits."""
+    if not array.size or not array.ndim:
+        return array
+    bits = array.view(_unsigned(array.dtype))
+    last = bits[(-1,) * bits.ndim]
+    for axis in range(bits.ndim):
+        lines = np.moveaxis(bits, axis, 0)
+        n = lines.shape[0]
+        while n and (lines[n - 1] == last).all():
+            n -= 1
+        bits = np.moveaxis(lines[:n], 0, axis)
+        if n == 0:
+            return (
+                array[:0]
+                if array.ndim == 1
+                else array[tuple(slice(0, 0 if a == axis else m) for a, m in enumerate(bits.shape))]
+            )
+    return np.ascontiguousarray(array[tuple(slice(0, n) for n in bits.shape)])
+
+
+def _folded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """At most four axes, none of size 1 unless it is the only one."""
+    dims = [n for n in shape if n != 1]
+    while len(dims) > 4:
+        dims[:2] = [dims[0] * dims[1]]
+    return tuple(dims) or (1,)
+
+
+@dataclass(slots=True)
+class _Lossy:
+    """A region made ready for the closed loop."""
+
+    stream: Stream
+    bound: ErrorBound
+    values: Floats  # folded, transformed
+    mask: Mask
+    quantizer: Quantizer
+
+    @classmethod
+    def prepare(cls, region: Array, bound: ErrorBound, blank: Stream) -> _Lossy | None:
+        """Separate special values, resolve the bound, transform; None if only exact bits will do."""
+        integer = region.dtype.kind in "iu"
+        sections = dict(blank.sections)
+        labels, specials = _special_values(region, zero=bound.mode == "pw_rel")
+        ordinary = region if labels is None else region[labels == 0]
+        if not ordinary.size:
+            return None
+        low, high = ordinary.min(), ordinary.max()
+        bound = bound.resolve(low.item(), high.item())
+        if bound.value is None:
+            return None
+        tolerance, transform = bound.value, Transform.NONE
+        if labels is not None:
+            head = Writer().pack("B", len(specials)).bytes(_little_endian(specials)).done()
+            sections[Section.LABELS] = head + _core.encode_labels(labels.reshape(_folded(region.shape)))
+        if bound.mode == "pw_rel":
+            transform = Transform.LOGARITHM
+            negative = region < 0
+            if labels is not None:
+                negative &= labels == 0
+            if negative.any():
+                sections[Section.SIGNS] = _core.encode_labels(
+                    negative.view(np.uint8).reshape(_folded(region.shape))
+                )
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = np.log2(np.abs(region.astype(np.float64)))
+            # the reconstruction is rounded to the dtype once more
+            tolerance = math.log2(1 + bound.value) - 1.5 * float(np.finfo(region.dtype).eps) - 2.0**-50
+            low, high = (values if labels is None else values[labels == 0]).min(), 0.0
+            high = (values if labels is None else values[labels == 0]).max()
+        elif integer:
+            transform = Transform.INTEGER
+            if max(abs(low.item()), abs(high.item())) > _LARGEST_INTEGER:
+                return None
+            values = region.astype(np.float64)
+            tolerance = math.floor(tolerance) + _INTEGER_SLACK
+        else:
+            values = region
+        peak = max(abs(float(low)), abs(float(high)))
+        half_ulp = float(np.spacing(values.dtype.type(peak))) / 2
+        if not tolerance > half_ulp or not math.isfinite(2 * tolerance):
+            return None
+        slack = half_ulp if 4 * half_ulp < tolerance else 0.0
+        values = values.reshape(_folded(region.shape))
+        mask = None if labels is None else (labels != 0).view(np.uint8).reshape(values.shape)
+        first = 0 if mask is None else int(np.argmin(mask.reshape(-1)))
+        offset = float(values.reshape(-1)[first])
+        stream = Stream(
+            blank.dtype,
+            blank.shape,
+            blank.mode,
+            blank.bound,
+            bound.value,
+            Method.CONSTANT,
+            transform,
+            blank.flags,
+            sections,
+        )
+        return cls(stream, bound, values, mask, Quantizer(tolerance, 2 * (tolerance - slack), offset))
+
+    def coded(self, effort: str) -> Stream:
+        """Choose the predictor by bytes and code the region with it."""
+        predictor, codes, outliers = _smallest(self.values, self.mask, self.quantizer, effort)
+        self.stream.method = predictor.method
+        self.stream.sections[Section.PLAN] = predictor.pack(self.quantizer.step, self.quantizer.offset)
+        self.stream.sections[Section.CODES] = codes
+        if outliers:
+            self.stream.sections[Section.OUTLIERS] = outliers
+        return self.stream
+
+
+def _special_values(region: Array, *, zero: bool) -> tuple[npt.NDArray[np.uint8] | None, Array]:
+    """Label what is not to be predicted: NaN, infinities, fill values far from all others, zeros for ``pw_rel``.
+
+    Returns
+    -------
+    labels : uint8, shape of `region`, or None if all values are ordinary
+    specials : the values behind the labels 1, 2, ...
+    """
+    labels = np.zeros(region.shape, np.uint8)
+    specials: list[Any] = []
+
+    def mark(where: npt.NDArray[np.bool_], value: Any) -> None:
+        specials.append(value)
+        labels[where] = len(specials)
+
+    if region.dtype.kind == "f":
+        finite = np.isfinite(region)
+        if not finite.all():
+            nan = np.isnan(region)
+            if nan.any():
+                mark(nan, region.reshape(-1)[int(np.argmax(nan))])
+            for infinity in (np.inf, -np.inf):
+                if (where := region == infinity).any():
+                    mark(where, region.dtype.type(infinity))
+    if zero and (where := region == 0).any():
+        mark(where, region.dtype.type(0))
+    while len(specials) < _MAX_LABELS:
+        fill = _fill_value(region, labels if specials else None)
+        if fill is None:
+            break
+        mark(region == fill, fill)
+    return (labels if specials else None), np.array(specials, region.dtype)
+
+
+def _fill_value(region: Array, labels: npt.NDArray[np.uint8] | None) -> Any:
+    """Return the least or the greatest ordinary value if it lies far outside all others, such as 1e30 or -9999."""
+    ordinary = region.reshape(-1) if labels is None else region[labels == 0]
+    if ordinary.size < 2:
+        return None
+    low, high = ordinary.min(), ordinary.max()
+
+    def stands_apart(values: Array, extreme: Any) -> bool:
+        rest = values[values != extreme]
+        if not rest.size:
+            return False
+        least, greatest = float(rest.min()), float(rest.max())
+        nearest = greatest if extreme == high else least
+        return abs(float(extreme) - nearest) / 4 > greatest - least
+
+    sample = ordinary[:: max(1, ordinary.size // 256)]  # enough to see that nothing is far outside
+    for extreme in (high, low):
+        if (sample == extreme).all() or stands_apart(sample, extreme):
+            if stands_apart(ordinary, extreme):
+                return extreme
+    return None
+
+
+def _smallest(
+    values: Floats, mask: Mask, quantizer: Quantizer, effort: str
+) -> tuple[Predictor, bytes, bytes]:
+    """Return the candidate that codes the values in the fewest bytes, and what it coded.
+
+    ``default`` judges by a sample of the array, ``max`` by the whole; ``fast`` tries less.
+    """
+    box = tuple(slice(None) for _ in values.shape) if effort == "max" else _sample(values.shape, effort)
+    sample = np.ascontiguousarray(values[box])
+    sample_mask = None if mask is None else np.ascontiguousarray(mask[box])
+    whole = sample.shape == values.shape
+    first = 0 if sample_mask is None else int(np.argmin(sample_mask.reshape(-1)))
+    trial = Quantizer(quantizer.tolerance, quantizer.step, float(sample.reshape(-1)[first]))
+    if not math.isfinite(trial.offset):  # nothing but special values in the sample
+        trial = quantizer
+    best: tuple[int, Predictor, bytes, bytes] | None = None
+
+    def attempt(candidate: Predictor) -> None:
+        nonlocal best
+        codes, outliers = candidate.encode(sample, sample_mask, quantizer if whole else trial)
+        size = len(codes) + len(outliers)
+        if best is None or size < best[0]:
+            best = size, candidate, codes, outliers
+
+    for kind in PREDICTORS.values():
+        for candidate in kind.candidates(values.shape, effort):
+            attempt(candidate)
+    assert best is not None
+    for candidate in best[1].refinements(effort):
+        attempt(candidate)
+    _, predictor, codes, outliers = best
+    if not whole:
+        codes, outliers = predictor.encode(values, mask, quantizer)
+    return predictor, codes, outliers
+
+
+def _sample(shape: tuple[int, ...], effort: str) -> tuple[slice, ...]:
+    """Return a box in the middle of an array: whole if it is small, else about a tenth of it."""
+    n = math.prod(shape)
+    target = min(max(n // (12 if effort == "default" else 24), 8192), 65536)
+    dims = list(shape)
+    if n <= 1.5 * target:
+        return tuple(slice(None) for _ in shape)
+    while math.prod(dims) > target:
+        leading = [a for a in range(len(dims) - 2) if dims[a] > 6]
+        axis = max(leading, key=lambda a: dims[a]) if leading else int(np.argmax(dims))
+        if dims[axis] <= 8:
+            break
+        dims[axis] = (dims[axis] + 1) // 2
+    return tuple(slice((m - d) // 2, (m - d) // 2 + d) for m, d in zip(shape, dims, strict=True))
+
+
+def _coded_exactly(region: Array, blank: Stream) -> Stream:
+    """Code every bit: by the lossless predictor, or as shuffled bytes where zstd makes those smaller."""
+    folded = region.reshape(_folded(region.shape))
+    bits = folded.view(_unsigned(region.dtype))
+    order = {"f": 2, "i": 1, "u": 0}[region.dtype.kind]
+    box = _sample(folded.shape, "default")
+    sample = np.ascontiguousarray(bits[box])
+    dims = min(range(min(3, folded.ndim) + 1), key=lambda d: len(_core.encode_lossless(sample, d, order)))
+    streams = []
+    for method, plan, codes in (
+        (Method.LOSSLESS, bytes([dims]), _core.encode_lossless(bits, dims, order)),
+        (Method.BYTES, None, _shuffled(region)),
+    ):
+        sections = {**blank.sections, Section.CODES: codes}
+        if plan is not None:
+            sections[Section.PLAN] = plan
+        streams.append(
+            Stream(
+                blank.dtype,
+                blank.shape,
+                blank.mode,
+                blank.bound,
+                0.0,
+                method,
+                flags=blank.flags,
+                sections=sections,
+            )
+        )
+    return min(streams, key=lambda stream: len(stream.to_bytes()))
+
+
+# ---- decoding --------------------------------------------------------------------------------------------------
+
+
+def decode(stream: bytes | memoryview, *, restore_layout: bool = False) -> Array:
+    """Restore the array of a stream.
+
+    Parameters
+    ----------
+    stream : bytes-like
+    restore_layout : bool
+        Return the memory order and byte order that the input of `encode` had, if the stream remembers them.
+
+    Returns
+    -------
+    ndarray
+        The caller's own, writable; C-contiguous and in native byte order unless the layout is restored.
+
+    Raises
+    ------
+    TruncatedStreamError, CorruptStreamError, UnsupportedFormatError
+    """
+    parsed = Stream.from_bytes(stream)
+    try:
+        array = _decoded(parsed)
+    except _core.CorruptData as error:
+        raise corrupt("codes", str(error), "what an encoder writes") from None
+    if restore_layout and parsed.flags & BIG_ENDIAN:
+        array = array.astype(array.dtype.newbyteorder(">"))
+    if restore_layout and parsed.flags & F_ORDERED:
+        array = np.asfortranarray(array)
+    return array
+
+
+def _decoded(stream: Stream) -> Array:
+    shape, fill = stream.shape, None
+    if Section.CROP in stream.sections:
+        reader = Reader(stream.sections[Section.CROP], "crop")
+        shape = tuple(reader.varint() for _ in stream.shape)
+        fill = _values(reader.bytes(stream.dtype.itemsize), stream.dtype)[0]
+        reader.end()
+        if any(n > m for n, m in zip(shape, stream.shape, strict=True)):
+            raise corrupt("crop", str(shape), f"at most {stream.shape}")
+    size = math.prod(shape)
+    if (stream.method is Method.CONSTANT) != (size == 0):
+        raise corrupt(
+            "method", stream.method.name.lower(), "'constant' if and only if the region has no values"
+        )
+    if not size:
+        if fill is None:
+            return np.empty(stream.shape, stream.dtype)
+        return np.full(stream.shape, fill, stream.dtype)
+    codes = stream.sections.get(Section.CODES, b"")
+    if size > _VALUES_PER_BYTE * (len(codes) + 64):
+        raise corrupt("codes", f"{len(codes)} bytes", f"more for {size} values")
+    region = _decoded_region(stream, shape, codes)
+    if fill is None:
+        array = region
+    else:
+        array = np.full(stream.shape, fill, stream.dtype)
+        array[tuple(slice(0, n) for n in shape)] = region
+    if Section.CORRECTIONS in stream.sections:
+        _correct(array, stream.sections[Section.CORRECTIONS])
+    return array
+
+
+def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes) -> Array:
+    folded = _folded(shape)
+    plan = Reader(stream.sections.get(Section.PLAN, b""), "plan")
+    if stream.method is Method.BYTES:
+        expected = math.prod(shape) * stream.dtype.itemsize
+        if len(codes) != expected:
+            raise corrupt("codes", f"{len(codes)} bytes", str(expected))
+        return _unshuffled(codes, stream.dtype).reshape(shape)
+    if stream.method is Method.LOSSLESS:
+        dims = plan.byte()
+        plan.end()
+        if dims > min(3, len(folded)):
+            raise corrupt("plan", f"{dims} axes", f"at most {min(3, len(folded))}")
+        exact = np.empty(folded, _unsigned(stream.dtype))
+        _core.decode_lossless(codes, exact, dims, {"f": 2, "i": 1, "u": 0}[stream.dtype.kind])
+        return exact.view(stream.dtype).reshape(shape)
+
+    direct = stream.transform is Transform.NONE
+    if direct and stream.dtype.kind != "f" or direct and stream.dtype == np.float16:
+        raise corrupt("transform", "none", f"one for {stream.dtype}")
+    predictor, step, offset = predictor_of(stream.method).unpack(plan)
+    if not (math.isfinite(step) and step > 0 and math.isfinite(offset)):
+        raise corrupt("plan", f"step {step}, offset {offset}", "finite numbers, the step above 0")
+    if predictor.describe().get("frame_axes", 0) >= len(folded):
+        raise corrupt("plan", "as many frame axes as there are axes", f"fewer than {len(folded)}")
+    labels, specials = _labels(stream, folded)
+    mask = None if labels is None else (labels != 0).view(np.uint8)
+    values: Floats = np.empty(folded, stream.dtype if direct else np.float64)
+    outliers = stream.sections.get(Section.OUTLIERS, b"")
+    predictor.decode(codes, _native(outliers, values.dtype), values, mask, step, offset)
+    region = _transformed_back(values, stream, folded)
+    if labels is not None:
+        for i, special in enumerate(specials, start=1):
+            region[labels == i] = special
+    return region.reshape(shape)
+
+
+def _labels(stream: Stream, folded: tuple[int, ...]) -> tuple[npt.NDArray[np.uint8] | None, Array]:
+    if Section.LABELS not in stream.sections:
+        return None, np.empty(0, stream.dtype)
+    reader = Reader(stream.sections[Section.LABELS], "labels")
+    count = reader.byte()
+    if not 1 <= count <= _MAX_LABELS:
+        raise corrupt("labels", str(count), f"1 to {_MAX_LABELS}")
+    specials = _values(reader.bytes(count * stream.dtype.itemsize), stream.dtype)
+    labels = np.empty(folded, np.uint8)
+    _core.decode_labels(bytes(reader.rest()), labels)
+    if labels.max() > count:
+        raise corrupt("label", str(labels.max()), f"at most {count}")
+    return labels, specials
+
+
+def _transformed_back(values: Floats, stream: Stream, folded: tuple[int, ...]) -> Array:
+    if stream.transform is Transform.NONE:
+        return values
+    if stream.transform is Transform.INTEGER:
+        if stream.dtype.kind not in "iu":
+            raise corrupt("transform", "integer", f"another for {stream.dtype}")
+        limits = np.iinfo(stream.dtype)
+        rounded = np.rint(np.nan_to_num(values, copy=False, nan=0.0))
+        # the limits of 64-bit integers are not float64 values: clamp those just inside
+        inside = np.clip(
+            rounded,
+            max(limits.min, -(2**63)),
+            np.nextafter(float(limits.max), 0) if limits.bits == 64 else limits.max,
+        )
+        return inside.astype(stream.dtype)
+    if stream.dtype.kind != "f":
+        raise corrupt("transform", "logarithm", f"another for {stream.dtype}")
+    wide = cast("npt.NDArray[np.float64]", values)
+    _core.exp2_into(np.nan_to_num(wide, copy=False, nan=0.0, posinf=1100.0, neginf=-1100.0), wide)
+    with np.errstate(over="ignore", under="ignore"):
+        region = wide.astype(stream.dtype)
+    if Section.SIGNS in stream.sections:
+        signs = np.empty(folded, np.uint8)
+        _core.decode_labels(stream.sections[Section.SIGNS], signs)
+        np.negative(region, out=region, where=signs == 1)
+    return region
+
+
+def _correct(array: Array, section: bytes) -> None:
+    reader = Reader(section, "corrections")
+    count = reader.varint()
+    if count > min(array.size, len(section)):
+        raise corrupt("corrections", str(count), f"at most {min(array.size, len(section))}")
+    position = -1
+    positions = np.empty(count, np.int64)
+    for i in range(count):
+        position += 1 + reader.varint()
+        if position >= array.size:
+            raise corrupt("corrections", f"position {position}", f"below {array.size}")
+        positions[i] = position
+    array.reshape(-1)[positions] = _values(reader.bytes(count * array.dtype.itemsize), array.dtype)
+    reader.end()
+
+
+def describe(stream: bytes | memoryview) -> StreamInfo:
+    """Read what a stream says of itself, without decoding its values.
+
+    Raises
+    ------
+    TruncatedStreamError, CorruptStreamError, UnsupportedFormatError
+    """
+    parsed = Stream.from_bytes(stream)
+    parameters: dict[str, Any] = {}
+    if parsed.method in PREDICTORS:
+        plan = Reader(parsed.sections.get(Section.PLAN, b""), "plan")
+        predictor, step, _ = predictor_of(parsed.method).unpack(plan)
+        parameters = {**predictor.describe(), "step": step}
+    if parsed.transform is not Transform.NONE:
+        parameters["transform"] = parsed.transform.name.lower()
+    if Section.CROP in parsed.sections:
+        reader = Reader(parsed.sections[Section.CROP], "crop")
+        parameters["region"] = [reader.varint() for _ in parsed.shape]
+    if Section.LABELS in parsed.sections:
+        parameters["special_values"] = Reader(parsed.sections[Section.LABELS], "labels").byte()
+    return StreamInfo(
+        format_version="{}.{}".format(*parsed.version),
+        dtype=parsed.dtype.name,
+        shape=parsed.shape,
+        mode=parsed.mode,
+        value=None if parsed.mode == "lossless" else parsed.bound,
+        tolerance=parsed.tolerance,
+        predictor=parsed.method.name.lower(),
+        parameters=parameters,
+        sections={
+            "header": parsed.overhead,
+            **{tag.name.lower(): n for tag, n in sorted(parsed.stored.items())},
+        },
+        nbytes=memoryview(stream).nbytes,
+    )
+
+
+# ---- bytes of values -------------------------------------------------------------------------------------------
+
+
+def _unsigned(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return np.dtype(f"u{dtype.itemsize}")
+
+
+def _little_endian(values: Array) -> bytes:
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _values(data: bytes | memoryview, dtype: np.dtype[Any]) -> Array:
+    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
+
+
+def _native(data: bytes, dtype: np.dtype[Any]) -> bytes:
+    if len(data) % dtype.itemsize:
+        raise corrupt("outliers", f"{len(data)} bytes", f"a multiple of {dtype.itemsize}")
+    return data if dtype.newbyteorder("<") == dtype else _values(data, dtype).tobytes()
+
+
+def _shuffled(values: Array) -> bytes:
+    data = np.frombuffer(_little_endian(values), np.uint8)
+    return np.ascontiguousarray(data.reshape(-1, values.dtype.itemsize).T).tobytes()
+
+
+def _unshuffled(data: bytes, dtype: np.dtype[Any]) -> Array:
+    planes = np.frombuffer(data, np.uint8).reshape(dtype.itemsize, -1)
+    return _values(np.ascontiguousarray(planes.T).data, dtype)

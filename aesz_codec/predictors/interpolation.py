@@ -1,0 +1,125 @@
+"""Multi-level interpolation in closed loop.
+
+Idea: refine the array from coarse to fine; predict the new points of each level from all decoded points around them, with
+weights fitted level by level to *decoded* values, so that they know how much to smooth.
+
+::
+
+    every 2^L-th point -> ... -> every 2nd point -> all points
+                                     |
+         o   x   o      x: mean of the two nearest, corrected by the next two and by the diagonals
+         y   z   y      z: mean of the four nearest, corrected by the next four and by the corners
+         o   x   o      weights: least squares on this level, quantized, in the stream (about 5 bits each)
+
+Leading axes may be kept out of it: each of their frames is then refined alone, optionally with the innovation of the frame
+before, ``f - I(f)``, as one more regressor.
+
+Papers: Zhao et al. 2021 (SZ3), Liu et al. 2022 (QoZ: tighter bounds on coarse levels), Liu et al. 2024 (HPEZ: all directions
+at once).  Format: ``docs/format.md``, section 10.  Choose it for smooth fields and loose bounds; about 45 ns a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from .. import _core
+from ..stream import Method, Reader, Writer, corrupt
+
+if TYPE_CHECKING:
+    from . import Floats, Mask, Quantizer
+
+__all__ = ["Interpolation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interpolation:
+    """Choices of the interpolation.
+
+    Attributes
+    ----------
+    batch : int
+        Leading axes whose frames are refined one after the other.
+    reference : bool
+        Whether a frame refers to the one before it.
+    reversed : bool
+        Whether the last axis comes first among the classes of a level.
+    alpha16, beta16 : int
+        The step of level l is the finest step over ``min(alpha**l, beta)``; both in 1/16.
+    """
+
+    batch: int = 0
+    reference: bool = False
+    reversed: bool = False
+    alpha16: int = 16
+    beta16: int = 16
+
+    method: ClassVar[Method] = Method.INTERPOLATION
+
+    @classmethod
+    def candidates(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
+        """See `Predictor`: all axes at once, or frames of the last two."""
+        yield cls()
+        frames = range(max(1, len(shape) - 2), len(shape) - 1) if effort != "max" else range(1, len(shape))
+        for batch in frames:
+            yield cls(batch=batch, reference=True)
+            if effort != "fast":
+                yield cls(batch=batch)
+
+    def refinements(self, effort: str) -> Iterator[Self]:
+        """See `Predictor`: tighter coarse levels, and for ``max`` the other order of the axes."""
+        if effort == "fast":
+            return
+        steps = (
+            ((20, 24), (24, 40))
+            if effort == "default"
+            else ((18, 20), (20, 24), (20, 32), (24, 40), (28, 64))
+        )
+        for alpha16, beta16 in steps:
+            yield replace(self, alpha16=alpha16, beta16=beta16)
+        if effort == "max":
+            yield replace(self, reversed=True)
+
+    def encode(self, data: Floats, mask: Mask, quantizer: Quantizer) -> tuple[bytes, bytes]:
+        """See `Predictor`."""
+        codes, outliers = _core.encode_interpolation(
+            data, mask, quantizer.tolerance, quantizer.step, quantizer.offset, *self._choices()
+        )
+        return codes, outliers
+
+    def decode(
+        self, codes: bytes, outliers: bytes, out: Floats, mask: Mask, step: float, offset: float
+    ) -> None:
+        """See `Predictor`."""
+        _core.decode_interpolation(codes, outliers, out, mask, step, offset, *self._choices())
+
+    def _choices(self) -> tuple[int, bool, bool, int, int]:
+        return self.batch, self.reference, self.reversed, self.alpha16, self.beta16
+
+    def pack(self, step: float, offset: float) -> bytes:
+        """See `Predictor`."""
+        flags = self.reference | self.reversed << 1
+        return Writer().pack("ddBBBB", step, offset, self.batch, flags, self.alpha16, self.beta16).done()
+
+    @classmethod
+    def unpack(cls, plan: Reader) -> tuple[Self, float, float]:
+        """See `Predictor`."""
+        step, offset = plan.unpack("dd")
+        batch, flags, alpha16, beta16 = plan.bytes(4)
+        plan.end()
+        if flags > 3 or alpha16 < 16 or beta16 < 16:
+            raise corrupt(
+                "plan", f"flags {flags}, alpha {alpha16}, beta {beta16}", "flags below 4, the others from 16"
+            )
+        return cls(batch, bool(flags & 1), bool(flags & 2), alpha16, beta16), step, offset
+
+    def describe(self) -> dict[str, Any]:
+        """See `Predictor`."""
+        return {
+            "frame_axes": self.batch,
+            "reference_frames": self.reference,
+            "reversed": self.reversed,
+            "alpha": self.alpha16 / 16,
+            "beta": self.beta16 / 16,
+        }

@@ -1,0 +1,314 @@
+"""The container of a stream: header, table of sections, payloads, checksums.  ``docs/format.md``, sections 2 and 3."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import numpy as np
+import zstandard
+
+from .errors import CorruptStreamError, TruncatedStreamError, UnsupportedFormatError
+
+__all__ = ["FORMAT_VERSION", "Method", "Reader", "Section", "Stream", "Transform", "Writer"]
+
+MAGIC = b"AESZ"
+FORMAT_VERSION = (1, 0)
+MODES = ("lossless", "abs", "range_rel", "pw_rel")  # by their number in the format
+DTYPES = tuple(
+    np.dtype(name)
+    for name in (
+        "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+    )
+)  # fmt: skip
+F_ORDERED, BIG_ENDIAN = 1, 2  # flags
+MAX_DIMS = 32
+
+
+class Method(IntEnum):
+    """How the values of the region are coded."""
+
+    CONSTANT = 0
+    INTERPOLATION = 1
+    CAUSAL = 2
+    LOSSLESS = 3
+    BYTES = 4
+
+
+class Transform(IntEnum):
+    """What was done to the values before prediction."""
+
+    NONE = 0
+    LOGARITHM = 1
+    INTEGER = 2
+
+
+class Section(IntEnum):
+    """Tags of the sections."""
+
+    CROP = 1
+    LABELS = 2
+    SIGNS = 3
+    PLAN = 4
+    CODES = 5
+    OUTLIERS = 6
+    CORRECTIONS = 7
+
+
+class Writer:
+    """Collects little-endian fields."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def bytes(self, data: bytes) -> Writer:
+        """Append bytes as they are."""
+        self._parts.append(data)
+        return self
+
+    def pack(self, layout: str, *values: float) -> Writer:
+        """Append fields as `struct` lays them out."""
+        return self.bytes(struct.pack("<" + layout, *values))
+
+    def varint(self, value: int) -> Writer:
+        """Append an unsigned integer, seven bits a byte."""
+        out = bytearray()
+        while value > 127:
+            out.append(value & 127 | 128)
+            value >>= 7
+        out.append(value)
+        return self.bytes(bytes(out))
+
+    def done(self) -> bytes:
+        """Return all that was appended."""
+        return b"".join(self._parts)
+
+
+class Reader:
+    """Reads little-endian fields; never beyond the end."""
+
+    def __init__(self, data: memoryview | bytes, name: str, truncated: bool = False) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+        self._name = name
+        self._error = TruncatedStreamError if truncated else CorruptStreamError
+
+    @property
+    def position(self) -> int:
+        """Bytes read so far."""
+        return self._at
+
+    def bytes(self, n: int) -> memoryview:
+        """Read `n` bytes."""
+        if n > len(self._data) - self._at:
+            raise self._error.at(
+                self._name,
+                found=f"{len(self._data)} bytes",
+                expected=f"at least {self._at + n}",
+                remedy="the bytes are not whole: fetch or write them again",
+            )
+        self._at += n
+        return self._data[self._at - n : self._at]
+
+    def unpack(self, layout: str) -> tuple[float, ...]:
+        """Read fields as `struct` lays them out."""
+        return struct.unpack("<" + layout, self.bytes(struct.calcsize("<" + layout)))
+
+    def byte(self) -> int:
+        """Read a u8."""
+        return self.bytes(1)[0]
+
+    def varint(self) -> int:
+        """Read an unsigned integer, seven bits a byte."""
+        value = 0
+        for i in range(9):
+            byte = self.byte()
+            value |= (byte & 127) << (7 * i)
+            if byte < 128:
+                if byte == 0 and i:
+                    break
+                return value
+        raise corrupt(self._name, "a malformed integer", "at most nine bytes, the last of several not 0")
+
+    def rest(self) -> memoryview:
+        """Read all that is left."""
+        return self.bytes(len(self._data) - self._at)
+
+    def end(self) -> None:
+        """Check that nothing is left."""
+        if self._at != len(self._data):
+            raise corrupt(self._name, f"{len(self._data) - self._at} more bytes", "its end")
+
+
+def corrupt(field_: str, found: str, expected: str) -> CorruptStreamError:
+    """Build the error for a value that no encoder writes."""
+    return CorruptStreamError.at(
+        field_, found=found, expected=expected, remedy="the stream is damaged: restore it from its source"
+    )
+
+
+@dataclass
+class Stream:
+    """A parsed stream, or one that is being put together.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        In native byte order.
+    shape : tuple of int
+    mode : str
+        The bound as it was asked for, with `bound` its value (0 for lossless).
+    tolerance : float
+        What was kept: units of the data, or the factor of ``pw_rel``; 0 if every bit is kept.
+    method, transform : Method, Transform
+    flags : int
+        Memory order and byte order of the input.
+    sections : dict of Section to bytes
+    stored : dict of Section to int
+        Bytes of each section in the stream.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    mode: str
+    bound: float
+    tolerance: float
+    method: Method
+    transform: Transform = Transform.NONE
+    flags: int = 0
+    sections: dict[Section, bytes] = field(default_factory=dict)
+    stored: dict[Section, int] = field(default_factory=dict)
+    version: tuple[int, int] = FORMAT_VERSION
+    overhead: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    def to_bytes(self) -> bytes:
+        """Serialize; a section is zstd-coded where that is smaller."""
+        header = Writer().bytes(MAGIC).pack("BB", *FORMAT_VERSION)
+        header.pack("BBB", self.flags, DTYPES.index(self.dtype), MODES.index(self.mode))
+        header.pack("BBB", self.method, self.transform, len(self.shape))
+        for n in self.shape:
+            header.varint(n)
+        header.pack("ddB", self.bound, self.tolerance, len(self.sections))
+        payloads = []
+        for tag, data in sorted(self.sections.items()):
+            packed = data
+            if tag is not Section.CODES or self.method is Method.BYTES:  # range-coded bytes do not shrink
+                packed = zstandard.ZstdCompressor(level=9, write_content_size=False).compress(data)
+            if len(packed) + 1 < len(data):
+                header.pack("BB", tag, 1).varint(len(packed)).varint(len(data))
+            else:
+                packed = data
+                header.pack("BB", tag, 0).varint(len(data))
+            payloads.append(packed)
+            self.stored[tag] = len(packed)
+        head, body = header.done(), b"".join(payloads)
+        return b"".join(
+            (head, struct.pack("<I", zlib.crc32(head)), body, struct.pack("<I", zlib.crc32(body)))
+        )
+
+    @classmethod
+    def from_bytes(cls, data: memoryview | bytes, *, payloads: bool = True) -> Stream:
+        """Parse and check; with ``payloads=False`` the sections are measured and not expanded.
+
+        Raises
+        ------
+        TruncatedStreamError, CorruptStreamError, UnsupportedFormatError
+        """
+        view = memoryview(data)
+        reader = Reader(view, "stream", truncated=True)
+        magic = bytes(reader.bytes(4))
+        if magic != MAGIC:
+            raise corrupt("magic", repr(magic), repr(MAGIC))
+        major, minor = reader.byte(), reader.byte()
+        if major != FORMAT_VERSION[0]:
+            raise UnsupportedFormatError.at(
+                "format version",
+                found=f"{major}.{minor}",
+                expected=f"{FORMAT_VERSION[0]}.x",
+                remedy="install a newer aesz-codec" if major > FORMAT_VERSION[0] else "the stream is damaged",
+            )
+        flags, dtype, mode, method, transform, ndim = reader.bytes(6)
+        if ndim > MAX_DIMS:
+            raise corrupt("ndim", str(ndim), f"at most {MAX_DIMS}")
+        shape = tuple(reader.varint() for _ in range(ndim))
+        bound, tolerance = reader.unpack("dd")
+        table = []
+        for _ in range(reader.byte()):
+            tag, coding, stored = reader.byte(), reader.byte(), reader.varint()
+            table.append((tag, coding, stored, reader.varint() if coding == 1 else stored))
+        checksum = zlib.crc32(view[: reader.position])
+        if reader.unpack("I") != (checksum,):
+            raise corrupt("header checksum", "another one", f"{checksum:08x}")
+        start = reader.position
+
+        def known(name: str, value: int, count: int) -> None:
+            if value >= count:
+                newer = minor > FORMAT_VERSION[1]
+                error = UnsupportedFormatError if newer else CorruptStreamError
+                remedy = "install a newer aesz-codec" if newer else "the stream is damaged"
+                raise error.at(name, found=str(value), expected=f"below {count}", remedy=remedy)
+
+        known("flags", flags, 4)
+        known("dtype", dtype, len(DTYPES))
+        known("mode", mode, len(MODES))
+        known("method", method, len(Method))
+        known("transform", transform, len(Transform))
+        stream = cls(
+            dtype=DTYPES[dtype],
+            shape=shape,
+            mode=MODES[mode],
+            bound=float(bound),
+            tolerance=float(tolerance),
+            method=Method(method),
+            transform=Transform(transform),
+            flags=flags,
+            version=(major, minor),
+        )
+        if math.prod(n for n in shape if n) * stream.dtype.itemsize >= 1 << 63:
+            raise corrupt("shape", str(shape), "a size below 2^63 bytes")
+        limit = stream.size * stream.dtype.itemsize + (1 << 16)
+        previous = 0
+        for tag, coding, _, expanded in table:
+            known("section tag", tag - 1, len(Section))
+            known("section coding", coding, 2)
+            if tag <= previous:
+                raise corrupt("section tag", str(tag), f"above {previous}")
+            previous = tag
+            if coding == 1 and expanded > limit:
+                raise corrupt("section length", str(expanded), f"at most {limit}")
+            if coding == 1 and not stream.size:
+                raise corrupt("sections", "some", "none for an array without values")
+        body = reader.bytes(sum(stored for _, _, stored, _ in table))
+        if reader.unpack("I") != (zlib.crc32(body),):
+            raise corrupt("payload checksum", "another one", f"{zlib.crc32(body):08x}")
+        reader.end()
+        stream.overhead = start + 4
+        at = 0
+        for tag, coding, stored, expanded in table:
+            stream.stored[Section(tag)] = stored
+            if payloads:
+                stream.sections[Section(tag)] = _expand(body[at : at + stored], coding, expanded)
+            at += stored
+        return stream
+
+
+def _expand(data: memoryview, coding: int, expanded: int) -> bytes:
+    if coding == 0:
+        return bytes(data)
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+            out = reader.read(expanded)
+            surplus = reader.read(1)
+    except zstandard.ZstdError as error:
+        raise corrupt("zstd section", str(error), "a zstd frame") from None
+    if len(out) != expanded or surplus:
+        raise corrupt("zstd section", f"{'more than ' if surplus else ''}{len(out)} bytes", str(expanded))
+    return out
