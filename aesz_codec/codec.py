@@ -1,0 +1,232 @@
+"""`AESZ`, the codec of NumPy, numcodecs and Zarr format 2, and the configuration that both codecs share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+from numcodecs.abc import Codec
+
+from . import pipeline
+from .bounds import ErrorBound
+from .errors import InvalidConfigError, ModelNotFoundError, UnsupportedDtypeError
+
+__all__ = ["AESZ", "CodecConfig"]
+
+
+@dataclass(frozen=True, repr=False)
+class CodecConfig:
+    """What a user chooses, valid by construction.  Frozen, hashable, and plain JSON in `to_json`.
+
+    Parameters
+    ----------
+    error_bound : float or None
+        The value that goes with `mode`; None for ``lossless`` only.
+    mode : {"abs", "range_rel", "pw_rel", "lossless"}
+        See `aesz_codec.bounds`.  ``range_rel`` means the range of the array or chunk that is encoded:
+        `encoding_for` turns the range of a whole variable into ``abs``.
+    effort : {"fast", "default", "max"}
+        How long the encoder searches; every decoder reads the result of each.
+    model : str or None
+        Id of a trained model; None uses none.
+
+    Raises
+    ------
+    InvalidBoundError
+        If the bound is not a finite number > 0, or not one that the mode can have.
+    InvalidConfigError
+        If the mode or the effort does not exist.
+    ModelNotFoundError
+        If a model is named that is not installed.
+    """
+
+    error_bound: float | None = None
+    mode: str = "abs"
+    effort: str = "default"
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        bound = ErrorBound(self.mode, self.error_bound)
+        object.__setattr__(self, "mode", bound.mode)
+        object.__setattr__(self, "error_bound", bound.value)
+        if self.effort not in pipeline.EFFORTS:
+            raise InvalidConfigError.at(
+                "effort",
+                found=repr(self.effort),
+                expected=f"one of {', '.join(pipeline.EFFORTS)}",
+                remedy="leave it out for 'default'",
+            )
+        object.__setattr__(self, "effort", str(self.effort))
+        if self.model is not None:
+            raise ModelNotFoundError.at(
+                "model",
+                found=repr(self.model),
+                expected="the id of an installed model (looked in: model_zoo, empty in this version)",
+                remedy="leave it out, or install a version of aesz-codec that brings the model",
+            )
+
+    @property
+    def bound(self) -> ErrorBound:
+        """Mode and value as one object."""
+        return ErrorBound(self.mode, self.error_bound)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the configuration as JSON values, without the codec's name."""
+        config: dict[str, Any] = {
+            "error_bound": self.error_bound,
+            "mode": self.mode,
+            "effort": self.effort,
+        }
+        return config if self.model is None else {**config, "model": self.model}
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> Self:
+        """Build from what `to_json` returned; unknown keys are refused, missing ones take their defaults."""
+        known = ("error_bound", "mode", "effort", "model")
+        unknown = [key for key in config if key not in known]
+        if unknown:
+            raise InvalidConfigError.at(
+                "config",
+                found=f"unknown {'keys' if len(unknown) > 1 else 'key'} {', '.join(map(repr, unknown))}",
+                expected=f"only {', '.join(known)}",
+                remedy="remove it, or install the version of aesz-codec that wrote it",
+            )
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        parts = [] if self.error_bound is None else [f"error_bound={self.error_bound!r}"]
+        parts.append(f"mode={self.mode!r}")
+        if self.effort != "default":
+            parts.append(f"effort={self.effort!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        return type(self), (self.error_bound, self.mode, self.effort, self.model)
+
+
+@dataclass(frozen=True, repr=False)
+class AESZ(CodecConfig, Codec):  # type: ignore[misc]  # numcodecs has no types
+    """Error-bounded codec for arrays of floats and integers, as numcodecs and Zarr format 2 take it.
+
+    Parameters and errors are those of `CodecConfig`.  Instances are immutable and safe to share between
+    threads.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> codec = AESZ(error_bound=0.05)
+    >>> codec
+    AESZ(error_bound=0.05, mode='abs')
+    >>> x = np.linspace(250, 300, 1000, dtype="float32").reshape(10, 100)
+    >>> stream = codec.encode(x)
+    >>> bool(abs(codec.decode(stream) - x).max() <= 0.05)
+    True
+    """
+
+    codec_id: ClassVar[str] = "aesz"
+
+    def encode(self, buf: npt.ArrayLike) -> bytes:
+        """Compress an array into a stream that carries its shape, dtype, memory order and byte order.
+
+        Parameters
+        ----------
+        buf : array_like
+            Any shape, strides and byte order; never written to.  Raw bytes are refused: they have no dtype.
+
+        Returns
+        -------
+        bytes
+            Already decoded and compared with the input: each value is within the bound.
+
+        Raises
+        ------
+        UnsupportedDtypeError
+            If the dtype cannot be coded, or not in this mode.
+        ErrorBoundViolation
+            If the check failed, which is a bug; nothing is returned.
+        """
+        if isinstance(buf, bytes | bytearray):
+            raise UnsupportedDtypeError.at(
+                "buf",
+                found=type(buf).__name__,
+                expected="an array with a dtype and a shape",
+                remedy="put this codec first: no filter that returns bytes may come before it",
+            )
+        return pipeline.encode(np.asarray(buf), self.bound, effort=self.effort, keep_layout=True)
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Restore an array from a stream of any configuration.
+
+        Parameters
+        ----------
+        buf : bytes-like
+            One stream; an array of bytes or a Zarr buffer will do.
+        out : ndarray or writable buffer, optional
+            Where to put the values.  An array of the same shape and type gets them by index, whatever its
+            strides; other contiguous memory of the same number of bytes gets the bytes of the array.
+
+        Returns
+        -------
+        ndarray
+            Shape, dtype, byte order and memory order (C or Fortran) of the array that was encoded; `out` if
+            given.
+
+        Raises
+        ------
+        CorruptStreamError, TruncatedStreamError, UnsupportedFormatError
+            If `buf` is not a whole stream of a format that this version knows.
+        InvalidConfigError
+            If `out` cannot take the values.
+        """
+        array = pipeline.decode(as_stream(buf), restore_layout=True)
+        if out is None:
+            return array
+        _copy_into(array, out)
+        return out
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the configuration as plain JSON values, with the codec's id."""
+        return {"id": self.codec_id, **self.to_json()}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Build from `get_config`'s result, with or without its id.
+
+        Raises
+        ------
+        InvalidConfigError
+            If there is a key that this version does not know.
+        """
+        return cls.from_json({k: v for k, v in config.items() if (k, v) != ("id", cls.codec_id)})
+
+
+def as_stream(buf: Any) -> memoryview:
+    """View `buf` (bytes-like, byte array or Zarr buffer) as one run of bytes, copying only if it has gaps."""
+    if hasattr(buf, "as_numpy_array"):  # a Zarr buffer, which has no buffer protocol
+        buf = buf.as_numpy_array()
+    view = memoryview(buf)
+    if not view.c_contiguous or not view.nbytes:
+        view = memoryview(view.tobytes())
+    return view.cast("B")
+
+
+def _copy_into(array: npt.NDArray[Any], out: Any) -> None:
+    target = out if isinstance(out, np.ndarray) else np.frombuffer(out, dtype=np.uint8)
+    found = f"{'read-only ' if not target.flags.writeable else ''}{target.dtype} of shape {target.shape}"
+    if target.flags.writeable:
+        if target.shape == array.shape and target.dtype.newbyteorder("=") == array.dtype.newbyteorder("="):
+            target[...] = array
+            return
+        if target.nbytes == array.nbytes and (target.flags.c_contiguous or target.flags.f_contiguous):
+            memory = array.reshape(-1, order="F" if not array.flags.c_contiguous else "C")
+            target.reshape(-1, order="A").view(np.uint8)[...] = memory.view(np.uint8)
+            return
+    raise InvalidConfigError.at(
+        "out",
+        found=found,
+        expected=f"writable {array.dtype} of shape {array.shape}, or {array.nbytes} contiguous bytes",
+        remedy="leave it out to get a new array",
+    )

@@ -1,0 +1,436 @@
+"""`encoding_for`: from error bounds by variable to the ``encoding`` of ``xarray.Dataset.to_zarr``.
+
+A codec sees one chunk of stored values and nothing else.  What needs the whole variable is settled here,
+before anything is written: the range that ``range_rel`` refers to, the dtype of packed sources, fill values,
+chunks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from .bounds import ErrorBound, check_dtype, finite_range
+from .codec import AESZ, CodecConfig
+from .errors import AESZError, InvalidConfigError, UnsupportedDtypeError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["BoundLike", "default_chunks", "encoding_for"]
+
+BoundLike: TypeAlias = "float | str | tuple[str, float | None] | ErrorBound"
+
+_CHUNK_BYTES = 16 << 20
+_READ_BYTES = 64 << 20
+_MAX_STEPS = 128
+_FLOAT32_ROUNDING = 2.0**-24  # largest relative error of a cast to float32
+_FLOAT32_SHARE = 1 / 16  # the part of a tolerance that this cast may use up
+
+
+def encoding_for(
+    ds: xr.Dataset,
+    error_bound: BoundLike | Mapping[Hashable, BoundLike] | None = None,
+    mode: str = "abs",
+    *,
+    zarr_format: int = 3,
+    effort: str = "default",
+    chunks: Mapping[Hashable, int] | Sequence[int] | None = None,
+    shards: Mapping[Hashable, int] | Sequence[int] | None = None,
+    model: str | None = None,
+) -> dict[Hashable, dict[str, Any]]:
+    """Write the encoding that compresses the float variables of a dataset within their bounds.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        In memory, lazily opened or Dask-backed.  Values are read for ``range_rel`` only, block by block;
+        those of all Dask-backed variables in one ``dask.compute``.
+    error_bound : number, mapping, (mode, number), ErrorBound or "lossless"
+        One bound for every float variable, or a bound by variable name.  A bare number has the mode `mode`.
+        Float variables that a mapping leaves out are stored losslessly.  None goes with mode ``lossless``.
+    mode : {"abs", "range_rel", "pw_rel", "lossless"}
+        See `aesz_codec.bounds`.
+    zarr_format : {3, 2}
+        Must be what ``to_zarr`` is given, or its default.
+    effort, model
+        As for `AESZ`.
+    chunks : mapping of dimension to int, or sequence of int, optional
+        A mapping (-1: the whole dimension) is cut to the size of the dimension, and what it leaves out is the
+        Dask chunk or the whole dimension.  A sequence is for variables of that many dimensions and taken as
+        it is, so that an array which will be appended to can have chunks longer than its first part.
+        Default: the chunks of Dask, else `default_chunks`.
+    shards : mapping of dimension to int, or sequence of int, optional
+        Multiples of the chunks, format 3 only.  Dimensions that a mapping leaves out are whole.  With Dask
+        the Dask chunks must be multiples of the shards.
+
+    Returns
+    -------
+    dict
+        Variable name to encoding, of plain JSON-like values (``_FillValue`` is a NaN): pickles, and needs no
+        import to be used.  Coordinates, bounds of coordinates (``lat_bnds``), times, integers, booleans and
+        strings are not in it.
+
+    Raises
+    ------
+    InvalidConfigError
+        If a variable, dimension, mode, effort or format does not exist, or chunks and shards do not fit.
+    InvalidBoundError
+        If a bound is not a finite number > 0.
+    UnsupportedDtypeError
+        If a bound is given by name to a variable that does not hold floats.
+
+    Notes
+    -----
+    - The bound is on the values as xarray decodes them.  ``range_rel`` becomes ``abs`` over the finite values
+      of the whole variable, its ``_FillValue`` and ``missing_value`` left out, and ``lossless`` where it is
+      constant.
+    - Integers packed with ``scale_factor`` often decode to float64.  With an absolute tolerance they are
+      stored as float32, and the tolerance in the result is smaller by what that cast can add, so that the
+      float64 values keep the bound that was asked for; where the cast would take more than a sixteenth of it,
+      and in the other modes, they stay float64.
+    - Missing values are stored as NaN: a fill value such as -9999 would be data to the codec.  A variable
+      opened with ``mask_and_scale=False`` is stored as it is.
+    - A dataset opened from another Zarr store carries the codecs of that store, in its coordinates too: write
+      ``ds.drop_encoding().to_zarr(..., encoding=encoding)``, after `ds` itself was given to this function.
+    - Who opens the store without this package sees an unknown codec, in every variable.  An encoding cannot
+      set attributes: a hint such as ``ds.attrs["comment"] = "compressed; to read: pip install aesz-codec"``
+      is read by those who look at the metadata.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> t2m = ("time", "lat"), np.linspace(250, 300, 32, dtype="float32").reshape(8, 4)
+    >>> encoding = encoding_for(xr.Dataset({"t2m": t2m}), error_bound={"t2m": 0.05})
+    >>> encoding["t2m"]["serializer"]["configuration"]
+    {'error_bound': 0.05, 'mode': 'abs', 'effort': 'default'}
+    >>> encoding["t2m"]["compressors"], encoding["t2m"]["chunks"]
+    (None, (8, 4))
+    """
+    if not hasattr(ds, "data_vars"):
+        raise InvalidConfigError.at(
+            "ds",
+            found=type(ds).__name__,
+            expected="an xarray.Dataset",
+            remedy="use .to_dataset(name=...) for a DataArray",
+        )
+    if zarr_format not in (2, 3):
+        raise InvalidConfigError.at("zarr_format", found=repr(zarr_format), expected="2 or 3")
+    if shards is not None and zarr_format == 2:
+        raise InvalidConfigError.at(
+            "shards", found="zarr_format=2", expected="zarr_format=3", remedy="format 2 has no shards"
+        )
+    for field, sizes in (("chunks", chunks), ("shards", shards)):
+        _check_sizes(field, sizes, ds)
+    CodecConfig(mode="lossless", effort=effort, model=model)
+
+    encoding: dict[Hashable, dict[str, Any]] = {}
+    for name, bound in _resolved(ds, _bounds_by_name(ds, error_bound, mode)).items():
+        variable = ds.variables[name]
+        dtype, bound = _stored_as(variable, bound)
+        check_dtype(dtype, bound)
+        config = CodecConfig(bound.value, bound.mode, effort, model).to_json()
+        entry: dict[str, Any] = {"dtype": dtype.name}
+        if zarr_format == 3:
+            entry["serializer"] = {"name": AESZ.codec_id, "configuration": config}
+            entry["compressors"] = None
+        else:
+            entry["compressors"] = [{"id": AESZ.codec_id, **config}]
+        entry["filters"] = None
+        if "_FillValue" not in variable.attrs:
+            entry["_FillValue"] = math.nan
+        if variable.ndim:
+            entry["chunks"] = _chunk_sizes(name, variable, chunks, dtype.itemsize)
+            if shards is not None:
+                entry["shards"] = _shard_sizes(name, variable, shards, entry["chunks"])
+        encoding[name] = entry
+    return encoding
+
+
+def default_chunks(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Choose chunks of at most 16 MiB for an array whose leading dimension is time.
+
+    The last two dimensions stay whole if they fit, else the longer one is halved until they do.  Then the
+    leading dimensions, the first one first, take as much as is left, at most 128 steps of time; the parts of
+    a dimension are of nearly equal size, so that the last chunk is hardly padded.
+
+    Examples
+    --------
+    >>> default_chunks((8760, 33, 49), 4)
+    (127, 33, 49)
+    >>> default_chunks((24, 721, 1440), 4)
+    (4, 721, 1440)
+    """
+    room = _CHUNK_BYTES // itemsize
+    sizes = [max(1, size) for size in shape]
+    frame = range(max(0, len(sizes) - 2), len(sizes))
+    while math.prod(sizes[axis] for axis in frame) > room:
+        longest = max(frame, key=lambda axis: sizes[axis])
+        sizes[longest] = -(-sizes[longest] // 2)
+    room //= math.prod(sizes[axis] for axis in frame)
+    for axis in range(frame.start):
+        fitting = min(sizes[axis], max(1, room), *([_MAX_STEPS] if axis == 0 else []))
+        sizes[axis] = -(-sizes[axis] // -(-sizes[axis] // fitting))
+        room //= sizes[axis]
+    return tuple(sizes)
+
+
+def _bounds_by_name(
+    ds: xr.Dataset, error_bound: BoundLike | Mapping[Hashable, BoundLike] | None, mode: str
+) -> dict[Hashable, ErrorBound]:
+    """Give each variable that is to be compressed its bound, as asked for."""
+    floats = [name for name, variable in ds.data_vars.items() if _is_float(variable)]
+    auxiliary = _auxiliary(ds)
+    if not isinstance(error_bound, Mapping):
+        bound = _as_bound(error_bound, mode)
+        return {name: bound for name in floats if name not in auxiliary}
+    for name in error_bound:
+        if name in ds.coords:
+            raise InvalidConfigError.at(
+                "error_bound",
+                found=f"a bound for the coordinate {name!r}",
+                expected="data variables only",
+                remedy="coordinates are kept exactly: leave it out",
+            )
+        if name not in ds.data_vars:
+            raise InvalidConfigError.at(
+                "error_bound",
+                found=f"a bound for {name!r}, which is not in the dataset",
+                expected=f"one of {', '.join(map(repr, floats)) or 'none: there are no float variables'}",
+                remedy="check the spelling",
+            )
+        if name not in floats:
+            raise UnsupportedDtypeError.at(
+                "error_bound",
+                found=f"a bound for {name!r}, which holds {ds.variables[name].dtype}",
+                expected="a variable of float16, float32 or float64",
+                remedy="leave it out: other types are stored exactly, by the default codec",
+            )
+    return {
+        name: _named(name, error_bound[name], mode) if name in error_bound else ErrorBound("lossless")
+        for name in floats
+        if name in error_bound or name not in auxiliary
+    }
+
+
+def _as_bound(given: Any, mode: str) -> ErrorBound:
+    if isinstance(given, ErrorBound):
+        return given
+    if isinstance(given, str) and given == "lossless":
+        return ErrorBound("lossless")
+    if isinstance(given, tuple | list) and len(given) == 2:
+        return ErrorBound(*given)
+    return ErrorBound(mode, given)
+
+
+def _named(name: Hashable, given: Any, mode: str) -> ErrorBound:
+    try:
+        return _as_bound(given, mode)
+    except AESZError as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+def _is_float(variable: Any) -> bool:
+    return bool(variable.dtype.kind == "f" and variable.dtype.itemsize <= 8)
+
+
+def _auxiliary(ds: xr.Dataset) -> set[Hashable]:
+    """Find the data variables that describe coordinates: CF bounds, and times that were not decoded."""
+    names: set[Hashable] = set()
+    for name, variable in ds.variables.items():
+        properties = {**variable.encoding, **variable.attrs}
+        for key in ("bounds", "climatology", "coordinates", "grid_mapping"):
+            names.update(str(properties.get(key) or "").split())
+        if " since " in str(properties.get("units", "")):
+            names.add(name)
+    return names
+
+
+def _resolved(ds: xr.Dataset, bounds: dict[Hashable, ErrorBound]) -> dict[Hashable, ErrorBound]:
+    """Turn each ``range_rel`` into ``abs`` over its variable; one pass over the data."""
+    relative = [name for name, bound in bounds.items() if bound.mode == "range_rel"]
+    parts: dict[Hashable, list[Any]] = {}
+    lazy: dict[Hashable, list[Any]] = {}
+    for name in relative:
+        variable = ds.variables[name]
+        fills = _fill_values(variable)
+        if variable.chunks is not None and hasattr(variable.data, "to_delayed"):
+            from dask.delayed import delayed
+
+            range_of = delayed(finite_range, pure=True)
+            lazy[name] = [range_of(block, fills) for block in variable.data.to_delayed().ravel()]
+        else:
+            parts[name] = [finite_range(variable[block].values, fills) for block in _read_blocks(variable)]
+    if lazy:
+        from dask.base import compute
+
+        (computed,) = compute(lazy)  # type: ignore[no-untyped-call]
+        parts.update(computed)
+    resolved = dict(bounds)
+    for name in relative:
+        found = [part for part in parts[name] if part is not None]
+        lowest, highest = (
+            min((low for low, _ in found), default=0.0),
+            max((high for _, high in found), default=0.0),
+        )
+        resolved[name] = bounds[name].resolve(lowest, highest)
+    return resolved
+
+
+def _fill_values(variable: xr.Variable) -> tuple[float, ...]:
+    found: list[float] = []
+    for properties in (variable.attrs, variable.encoding):
+        for key in ("_FillValue", "missing_value"):
+            values = np.atleast_1d(np.asarray(properties.get(key, ())))
+            if values.dtype.kind in "iuf":
+                found.extend(values.ravel().tolist())
+    return tuple(found)
+
+
+def _read_blocks(variable: xr.Variable) -> Iterator[tuple[slice, ...]]:
+    """Cut a lazy variable into blocks of about 64 MiB that are multiples of its source's chunks."""
+    preferred = variable.encoding.get("preferred_chunks", {})
+    steps: list[int] = []
+    for dim, size in zip(variable.dims, variable.shape, strict=True):
+        step = preferred.get(dim, 1)
+        steps.append(max(1, min(size, step if isinstance(step, int) else 1)))
+    room = _READ_BYTES // variable.dtype.itemsize
+    for axis in reversed(range(variable.ndim)):
+        steps[axis] *= max(1, min(room // math.prod(steps), -(-variable.shape[axis] // steps[axis])))
+    starts = [range(0, size, step) for size, step in zip(variable.shape, steps, strict=True)]
+    for corner in itertools.product(*starts):
+        yield tuple(slice(start, start + step) for start, step in zip(corner, steps, strict=True))
+
+
+def _stored_as(variable: xr.Variable, bound: ErrorBound) -> tuple[np.dtype[Any], ErrorBound]:
+    """Choose the stored dtype, and the bound that keeps the one asked for on the decoded values."""
+    dtype = variable.dtype.newbyteorder("=")
+    if dtype.itemsize == 2:
+        return dtype, ErrorBound("lossless")
+    if dtype == np.float64 and bound.mode == "abs" and bound.value is not None:
+        # The cast moves a value by at most this; the tolerance itself is in it to cover rounding in float64.
+        cast_error = (_largest_packed(variable) + bound.value) * _FLOAT32_ROUNDING
+        if cast_error <= bound.value * _FLOAT32_SHARE:
+            return np.dtype(np.float32), ErrorBound("abs", bound.value - cast_error)
+    return dtype, bound
+
+
+def _largest_packed(variable: xr.Variable) -> float:
+    """Return the largest magnitude that the integers of a packed source can stand for; inf if it has none."""
+    packing = variable.encoding
+    source = np.dtype(packing.get("dtype", np.float64))
+    scale, offset = (np.asarray(packing.get(k, d)) for k, d in (("scale_factor", 1.0), ("add_offset", 0.0)))
+    if (
+        source.kind not in "iu"
+        or not packing.keys() & {"scale_factor", "add_offset"}
+        or scale.size * offset.size != 1
+    ):
+        return math.inf
+    limits = np.iinfo(source)
+    highest = 2 * limits.max + 1 if "_Unsigned" in packing else limits.max
+    largest = max(abs(float(scale.item()) * i + float(offset.item())) for i in (limits.min, highest))
+    return largest if largest < float(np.finfo(np.float32).max) else math.inf
+
+
+def _check_sizes(field: str, sizes: Any, ds: xr.Dataset) -> None:
+    if sizes is None:
+        return
+    if isinstance(sizes, Mapping):
+        for dim in sizes:
+            if dim not in ds.sizes:
+                raise InvalidConfigError.at(
+                    field,
+                    found=f"the dimension {dim!r}, which is not in the dataset",
+                    expected=f"one of {', '.join(map(repr, ds.sizes))}",
+                    remedy="check the spelling",
+                )
+        values, whole = list(sizes.values()), True
+    elif isinstance(sizes, Sequence) and not isinstance(sizes, str | bytes):
+        values, whole = list(sizes), False
+    else:
+        raise InvalidConfigError.at(
+            field,
+            found=repr(sizes),
+            expected="sizes by dimension, or one for each dimension",
+            remedy=f"for example {field}={{'time': 64}}",
+        )
+    for value in values:
+        integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not integer or (value < 1 and not (whole and value == -1)):
+            raise InvalidConfigError.at(
+                field,
+                found=repr(value),
+                expected=f"an integer > 0{', or -1 for the whole dimension' if whole else ''}",
+            )
+
+
+def _chunk_sizes(name: Hashable, variable: xr.Variable, chunks: Any, itemsize: int) -> tuple[int, ...]:
+    if chunks is not None and not isinstance(chunks, Mapping):
+        return _exact_sizes("chunks", name, variable, chunks)
+    if not chunks and variable.chunks is None:
+        return default_chunks(variable.shape, itemsize)
+    given = chunks or {}
+    sizes: list[int] = []
+    for axis, (dim, extent) in enumerate(zip(variable.dims, variable.shape, strict=True)):
+        if dim in given:
+            size = extent if given[dim] == -1 else min(int(given[dim]), extent)
+        elif variable.chunks is not None:
+            size = _uniform(name, dim, variable.chunks[axis])
+        else:
+            size = extent
+        sizes.append(max(1, size))
+    return tuple(sizes)
+
+
+def _uniform(name: Hashable, dim: Hashable, dask_chunks: tuple[int, ...]) -> int:
+    first = dask_chunks[0]
+    if any(size != first for size in dask_chunks[:-1]) or dask_chunks[-1] > first:
+        raise InvalidConfigError.at(
+            f"chunks of {name}",
+            found=f"Dask chunks {_shortened(dask_chunks)} along {dim!r}",
+            expected="equal ones, the last one not longer",
+            remedy=f"rechunk, for example with ds.chunk({{{dim!r}: {max(dask_chunks)}}})",
+        )
+    return first
+
+
+def _shortened(sizes: tuple[int, ...]) -> str:
+    return str(sizes) if len(sizes) <= 8 else f"({', '.join(map(str, sizes[:8]))}, ...)"
+
+
+def _shard_sizes(
+    name: Hashable, variable: xr.Variable, shards: Any, chunks: tuple[int, ...]
+) -> tuple[int, ...]:
+    whole = [
+        -(-max(1, extent) // chunk) * chunk for extent, chunk in zip(variable.shape, chunks, strict=True)
+    ]
+    if isinstance(shards, Mapping):
+        given = [shards.get(dim, -1) for dim in variable.dims]
+        sizes = tuple(all_ if size == -1 else int(size) for size, all_ in zip(given, whole, strict=True))
+    else:
+        whole = [max(a, int(b)) for a, b in zip(whole, shards, strict=False)]
+        sizes = _exact_sizes("shards", name, variable, shards)
+    for dim, size, chunk in zip(variable.dims, sizes, chunks, strict=True):
+        if size % chunk:
+            raise InvalidConfigError.at(
+                f"shards of {name}",
+                found=f"{size} along {dim!r}",
+                expected=f"a multiple of the chunk, {chunk}",
+                remedy=f"use {-(-size // chunk) * chunk}",
+            )
+    return tuple(min(size, all_) for size, all_ in zip(sizes, whole, strict=True))
+
+
+def _exact_sizes(field: str, name: Hashable, variable: xr.Variable, sizes: Sequence[int]) -> tuple[int, ...]:
+    if len(sizes) != variable.ndim:
+        raise InvalidConfigError.at(
+            f"{field} of {name}",
+            found=f"{len(sizes)} sizes",
+            expected=f"one for each of {', '.join(map(repr, variable.dims))}",
+            remedy=f"give {field} by dimension, as a mapping",
+        )
+    return tuple(int(size) for size in sizes)

@@ -1,0 +1,109 @@
+"""`AESZCodec`, the array-to-bytes codec of Zarr format 3.
+
+It goes into an array's ``serializer``, with ``compressors=None``: what it returns does not compress further.
+Zarr hands it whole chunks, edge chunks padded with the fill value, in any strides and byte order, from many
+threads; the codec works by value, so neither is restored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from zarr.abc.codec import ArrayBytesCodec
+
+from . import pipeline
+from .bounds import check_dtype, finite_range
+from .codec import CodecConfig, as_stream
+from .errors import CorruptStreamError, InvalidConfigError
+
+if TYPE_CHECKING:
+    from zarr.core.array_spec import ArraySpec
+    from zarr.core.buffer import Buffer, NDBuffer
+
+__all__ = ["AESZCodec"]
+
+
+@dataclass(frozen=True, repr=False)
+class AESZCodec(CodecConfig, ArrayBytesCodec):
+    """Error-bounded serializer for arrays of floats and integers in Zarr format 3, in shards too.
+
+    Parameters and errors are those of `CodecConfig`; a dtype that cannot be coded is refused when the array
+    is created.  The range that ``range_rel`` refers to is that of the chunk, the array's fill value left out.
+
+    Examples
+    --------
+    >>> import numpy as np, zarr
+    >>> x = np.linspace(250, 300, 1000, dtype="float32").reshape(10, 100)
+    >>> store = zarr.storage.MemoryStore()
+    >>> z = zarr.create_array(store, data=x, serializer=AESZCodec(0.05), compressors=None)
+    >>> z.serializer
+    AESZCodec(error_bound=0.05, mode='abs')
+    >>> bool(abs(z[:] - x).max() <= 0.05)
+    True
+    """
+
+    is_fixed_size = False
+    codec_name: ClassVar[str] = "aesz"
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build from array metadata: ``{"name": "aesz", "configuration": {...}}``."""
+        name, configuration = data.get("name"), data.get("configuration", {})
+        if name != cls.codec_name or not isinstance(configuration, Mapping):
+            raise InvalidConfigError.at(
+                "codec",
+                found=repr(dict(data)),
+                expected=f"name {cls.codec_name!r} and a mapping as its configuration",
+                remedy="see the codecs in the array's metadata",
+            )
+        return cls.from_json(configuration)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the array metadata holds."""
+        return {"name": self.codec_name, "configuration": self.to_json()}
+
+    def validate(self, *, shape: Any, dtype: Any, chunk_grid: Any) -> None:
+        """Refuse an array whose dtype cannot be coded; Zarr calls this for a new array's metadata."""
+        check_dtype(dtype.to_native_dtype(), self.bound)
+
+    def evolve_from_array_spec(self, array_spec: ArraySpec) -> Self:
+        """Refuse a dtype that cannot be coded; inside a shard, Zarr 3.1 asks here only."""
+        check_dtype(array_spec.dtype.to_native_dtype(), self.bound)
+        return self
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """Raise, as Zarr expects where the size depends on the data."""
+        raise NotImplementedError("the size of a compressed chunk depends on its values")
+
+    def _encode_sync(self, chunk_array: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
+        dtype = chunk_spec.dtype.to_native_dtype().newbyteorder("=")
+        array = np.asarray(chunk_array.as_numpy_array(), dtype=dtype)
+        bound = self.bound
+        if (
+            bound.mode == "range_rel"
+        ):  # fill values are no data: they pad edge chunks and mark what is missing
+            bound = bound.resolve(*(finite_range(array, ignore=(chunk_spec.fill_value,)) or (0.0, 0.0)))
+        stream = pipeline.encode(array, bound, effort=self.effort)
+        return chunk_spec.prototype.buffer.from_bytes(stream)
+
+    def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        array = pipeline.decode(as_stream(chunk_bytes))
+        dtype = chunk_spec.dtype.to_native_dtype().newbyteorder("=")
+        if array.shape != chunk_spec.shape or array.dtype != dtype:
+            raise CorruptStreamError.at(
+                "chunk",
+                found=f"a stream of {array.dtype}, shape {array.shape}",
+                expected=f"{dtype}, shape {chunk_spec.shape}, as the array's metadata says",
+                remedy="the chunk is not of this array: restore it from its source",
+            )
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(array)
+
+    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:
+        return await asyncio.to_thread(self._encode_sync, chunk_data, chunk_spec)
+
+    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        return await asyncio.to_thread(self._decode_sync, chunk_data, chunk_spec)
