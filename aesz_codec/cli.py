@@ -1,0 +1,625 @@
+"""The command ``aesz-codec``: demo, convert, verify, inspect.
+
+Results go to standard output, progress and errors to standard error.  Exit status: 0 if all is well, 1 if
+`verify` found a value outside its bound or a chunk that cannot be read, 2 if a command could not do its work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .errors import AESZError, ErrorBoundViolation, InvalidBoundError, InvalidConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .conversion import ConversionSummary, Progress
+    from .inspection import ChunkReport, StoreReport, VariableReport
+    from .verification import VariableVerification, VerificationReport
+
+__all__ = ["main"]
+
+_WIDTH_WITHOUT_TERMINAL = 150
+_WIDE = 110  # columns of a terminal in which all columns of a summary fit
+_BOUND_MODES = ("abs", "range_rel", "pw_rel")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; nothing but a bug ends in a traceback."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        with _short_warnings(), _terminable():
+            status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return _fail("interrupted: what was being written was removed" if options.writes else "interrupted")
+    except ErrorBoundViolation as error:
+        return _fail(f"{error}")
+    except AESZError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader of our output has gone, as in: aesz-codec inspect ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:  # noqa: BLE001 - a bug, whatever it is
+        traceback.print_exc()
+        return _fail("this is a bug in aesz-codec: please report it with the lines above")
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Treat a request to terminate like Ctrl-C, so that an unfinished store is removed."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(message: str) -> int:
+    print(f"aesz-codec: error: {message}", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Show the warnings of the libraries beneath in one line each, and once."""
+
+    shown = set()
+
+    def show(message: Warning | str, *ignored: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in shown:
+            print(f"aesz-codec: warning: {text}", file=sys.stderr)
+        shown.add(text)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+# Arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    from importlib.metadata import version
+
+    parser = argparse.ArgumentParser(
+        prog="aesz-codec",
+        description="Error-bounded compression of gridded data: NetCDF in, a Zarr store out.",
+    )
+    parser.add_argument("--version", action="version", version=f"aesz-codec {version('aesz-codec')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_convert(commands)
+    _add_verify(commands)
+    _add_inspect(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="compress sample fields, draw a picture and leave a store to open",
+        description="Compress real sample fields (from the extra 'demo': no network), print the outcome, "
+        "draw the original, the reconstruction and the error, and leave a store to open.",
+    )
+    demo.add_argument(
+        "--out", default="aesz-demo", metavar="DIR", help="folder for the results (default: %(default)s)"
+    )
+    demo.set_defaults(run=_run_demo, writes=True)
+
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="compress a NetCDF file or Zarr store into a Zarr store",
+        description="Compress what xarray opens into a Zarr store. A bound is VALUE for all floating-point "
+        "variables, or VAR=VALUE for one, which beats the general one; options can be repeated. Variables "
+        "without a bound are kept exactly. The store appears under its name only when it is complete.",
+        epilog="example: aesz-codec convert in.nc out.zarr --abs t2m=0.05 --range-rel 1e-3 --chunks time=64",
+    )
+    convert.add_argument("source", help="file or Zarr store to read; never changed")
+    convert.add_argument("store", help="Zarr store to create")
+    bounds = convert.add_argument_group("error bounds")
+    bounds.add_argument(
+        "--abs",
+        action="append",
+        default=[],
+        metavar="[VAR=]VALUE",
+        help="|error| <= VALUE, in the variable's units",
+    )
+    bounds.add_argument(
+        "--range-rel",
+        action="append",
+        default=[],
+        metavar="[VAR=]VALUE",
+        help="|error| <= VALUE * (max - min), over the whole variable",
+    )
+    bounds.add_argument(
+        "--pw-rel", action="append", default=[], metavar="[VAR=]VALUE", help="|error| <= VALUE * |value|"
+    )
+    bounds.add_argument(
+        "--lossless",
+        action="append",
+        nargs="?",
+        const="*",
+        default=[],
+        metavar="VAR",
+        help="keep every bit, of one variable or (without VAR, at the end of the line) of all others",
+    )
+    layout = convert.add_argument_group("layout")
+    layout.add_argument(
+        "--chunks",
+        action="append",
+        default=[],
+        metavar="DIM=N",
+        help="length of the chunks, -1 for the whole dimension; dimensions not named are whole "
+        "(default: chunks of up to 16 MiB)",
+    )
+    layout.add_argument(
+        "--shards",
+        action="append",
+        default=[],
+        metavar="DIM=N",
+        help="length of the shards, multiples of the chunks",
+    )
+    layout.add_argument("--zarr-format", type=int, choices=(2, 3), default=3, help="default: %(default)s")
+    convert.add_argument(
+        "--variables",
+        action="append",
+        default=[],
+        metavar="VAR[,VAR...]",
+        help="convert only these data variables",
+    )
+    convert.add_argument(
+        "--effort",
+        choices=("fast", "default", "max"),
+        default="default",
+        help="how long the encoder searches",
+    )
+    convert.add_argument(
+        "--overwrite", action="store_true", help="replace an existing store, when the new one is complete"
+    )
+    convert.set_defaults(run=_run_convert, writes=True)
+
+
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="check every value of a store against its source",
+        description="Check every value of a store against its source and the bound that the store records. "
+        "Exit status 1 if one is outside its bound or a chunk cannot be read.",
+    )
+    verify.add_argument("source", help="what the store was converted from")
+    verify.add_argument("store", help="Zarr store to check")
+    verify.set_defaults(run=_run_verify, writes=False)
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="show ratios, bounds, what the encoder chose, and bytes by section",
+        description="Show, by variable, ratio and bound, what the encoder chose, and where the bytes went.",
+    )
+    inspect.add_argument("store", help="Zarr store to look into")
+    inspect.add_argument("--chunk", metavar="VAR=I,J,...", help="show one chunk in detail")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(run=_run_inspect, writes=False)
+
+
+def _bounds(options: argparse.Namespace) -> dict[str, tuple[str, float] | str]:
+    """Collect the bounds by variable name, ``"*"`` for the general one."""
+    bounds: dict[str, tuple[str, float] | str] = {}
+
+    def add(name: str, bound: tuple[str, float] | str, option: str) -> None:
+        if name in bounds:
+            which = "all variables" if name == "*" else f"{name!r}"
+            raise InvalidConfigError.at(
+                option, found=f"a second bound for {which}", expected="one", remedy="remove one of the two"
+            )
+        bounds[name] = bound
+
+    for mode in _BOUND_MODES:
+        option = "--" + mode.replace("_", "-")
+        for text in getattr(options, mode):
+            name, separator, number = text.rpartition("=")
+            if separator and not name:
+                raise _malformed(option, text, "VALUE or VARIABLE=VALUE")
+            try:
+                value = float(number)
+            except ValueError:
+                raise InvalidBoundError.at(
+                    option, found=repr(number), expected="a number, such as 0.05"
+                ) from None
+            add(name or "*", (mode, value), option)
+    for name in options.lossless:
+        add(name, "lossless", "--lossless")
+    return bounds
+
+
+def _lengths(option: str, texts: Sequence[str]) -> dict[str, int]:
+    lengths: dict[str, int] = {}
+    for text in (part for item in texts for part in item.split(",")):
+        dim, separator, number = text.partition("=")
+        try:
+            length = int(number)
+        except ValueError:
+            length = 0
+        if not dim or not separator or (length < 1 and length != -1):
+            raise _malformed(option, text, "DIMENSION=LENGTH, as in time=64; -1 for the whole dimension")
+        if dim in lengths:
+            raise _malformed(option, text, f"one length for {dim!r}")
+        lengths[dim] = length
+    return lengths
+
+
+def _malformed(option: str, found: str, expected: str) -> InvalidConfigError:
+    return InvalidConfigError.at(option, found=repr(found), expected=expected)
+
+
+# Commands
+
+
+def _run_demo(options: argparse.Namespace) -> int:
+    from .demo import run_demo
+
+    with _progress_bars() as progress:
+        result = run_demo(options.out, progress=progress)
+    console = _console()
+    console.print(f"Sample fields: {result.source}\n")
+    console.print(summary_table(result.summary, console.width))
+    console.print(f"\n{_totals(result.summary)}\n")
+    console.print(_peers_table(result.lossless_ratios, result.summary))
+    outcome = "each value is within its bound" if result.verification.ok else "values are outside their bound"
+    console.print(f"\nCompared with the source again, value by value: {outcome}.")
+    console.print(f"Picture: {result.picture}")
+    console.print(f"Store:   {result.summary.store}\n")
+    console.print(
+        f'Open it:  python -c "import xarray; print(xarray.open_zarr({str(result.summary.store)!r}))"'
+    )
+    console.print(f"Look in:  aesz-codec inspect {result.summary.store}")
+    return 0 if result.verification.ok else 1
+
+
+def _run_convert(options: argparse.Namespace) -> int:
+    from .conversion import convert
+
+    bounds = _bounds(options)
+    chunks, shards = (_lengths("--chunks", options.chunks), _lengths("--shards", options.shards))
+    variables = [name for item in options.variables for name in item.split(",")]
+    with _progress_bars() as progress:
+        summary = convert(
+            options.source,
+            options.store,
+            bounds,
+            variables=variables or None,
+            chunks=chunks,
+            shards=shards,
+            zarr_format=options.zarr_format,
+            effort=options.effort,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
+    console = _console()
+    if summary.variables:
+        console.print(summary_table(summary, console.width))
+    console.print(_totals(summary))
+    if summary.copied:
+        console.print(f"Copied exactly, without this codec: {', '.join(summary.copied)}")
+    return 0
+
+
+def _run_verify(options: argparse.Namespace) -> int:
+    from .verification import verify
+
+    with _progress_bars() as progress:
+        report = verify(options.source, options.store, progress=progress)
+    console = _console()
+    console.print(_verification_table(report))
+    for variable in report.variables:
+        for line in _failures(variable):
+            console.print(line)
+    if report.missing:
+        console.print(f"Not in the store: {', '.join(report.missing)}")
+    console.print("All values are within their bounds." if report.ok else "FAILED: see above.")
+    return 0 if report.ok else 1
+
+
+def _run_inspect(options: argparse.Namespace) -> int:
+    from .inspection import inspect_chunk, inspect_store
+
+    console = _console()
+    if options.chunk is not None:
+        name, separator, text = options.chunk.rpartition("=")
+        try:
+            index = tuple(int(part) for part in text.split(",")) if text else ()
+        except ValueError:
+            index = None
+        if index is None or not separator:
+            raise _malformed("--chunk", options.chunk, "VARIABLE=I,J,..., as in t2m=0,0,0")
+        chunk = inspect_chunk(options.store, name, index)
+        if options.json:
+            _print_json({**_fields(chunk)})
+        else:
+            console.print(_chunk_table(chunk))
+        return 0
+    report = inspect_store(options.store)
+    if options.json:
+        _print_json(report.to_json())
+    else:
+        _print_store(console, report)
+    return 0
+
+
+# Output
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _WIDTH_WITHOUT_TERMINAL
+    return Console(width=width, markup=False, highlight=False, soft_wrap=False)
+
+
+@contextmanager
+def _progress_bars() -> Iterator[Callable[[Progress], None] | None]:
+    """Draw one bar a variable and phase on standard error; nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    labels = {"range": "range of", "write": "compressing", "verify": "checking"}
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        tasks: dict[tuple[str, str], Any] = {}
+
+        def progress(event: Progress) -> None:
+            key = (event.phase, event.variable)
+            if key not in tasks:
+                tasks[key] = bars.add_task(f"{labels[event.phase]} {event.variable}", total=event.total)
+            bars.update(tasks[key], completed=event.done, visible=event.done < event.total)
+
+        yield progress
+
+
+def _table(*columns: tuple[str, str]) -> Table:
+    """Build a table; a column is its title and what it holds: "text", "word" or "number"."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for title, kind in columns:  # in a narrow terminal, text is folded
+        justify: Any = "right" if kind == "number" else "left"
+        folded: dict[str, Any] = {"overflow": "fold", "min_width": 8} if kind == "text" else {"no_wrap": True}
+        table.add_column(title, justify=justify, **folded)
+    return table
+
+
+def summary_table(summary: ConversionSummary, width: int = _WIDTH_WITHOUT_TERMINAL) -> Table:
+    """Lay out what a conversion did, one row a variable; a narrow one leaves out what is least asked for."""
+    wide = width >= _WIDE
+    rows = []
+    for v in summary.variables:
+        bound = str(v.requested)
+        if wide and v.requested.mode == "range_rel" and v.resolved.value is not None:
+            bound += f" = {v.resolved.value:.3g}"
+        row = {
+            ("variable", "text"): v.name,
+            ("dtype", "word"): v.dtype,
+            ("shape", "text"): _shape(v.shape),
+            ("chunks", "text"): _chunks(v.chunks, v.shards),
+            ("bound", "text"): bound,
+            ("ratio", "number"): _number(v.compression_ratio, 2),
+            ("max error\n/ bound", "number"): (
+                "-" if v.resolved.value is None else f"{v.errors.max_error_over_bound:.4f}"
+            ),
+            ("PSNR dB", "number"): _number(v.errors.psnr, 1),
+            ("seconds", "number"): f"{v.seconds:.2f}",
+            ("MB/s", "number"): _number(v.throughput, 1),
+        }
+        if not wide:
+            for dropped in (("dtype", "word"), ("chunks", "text"), ("seconds", "number")):
+                del row[dropped]
+        rows.append(row)
+    table = _table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
+def _totals(summary: ConversionSummary) -> str:
+    return (
+        f"{summary.store}: {_size(summary.raw_bytes)} -> {_size(summary.stored_bytes)}, "
+        f"ratio {_number(summary.compression_ratio, 2)}, {summary.seconds:.1f} s"
+    )
+
+
+def _peers_table(ratios: Mapping[str, Mapping[str, float]], summary: ConversionSummary) -> Table:
+    peers = list(next(iter(ratios.values())))
+    table = _table(("ratio", "text"), *((p, "number") for p in peers), ("AESZ, within\nits bound", "number"))
+    for v in summary.variables:
+        table.add_row(
+            v.name, *(_number(ratios[v.name][p], 2) for p in peers), _number(v.compression_ratio, 2)
+        )
+    return table
+
+
+def _verification_table(report: VerificationReport) -> Table:
+    table = _table(
+        ("variable", "text"),
+        ("result", "word"),
+        ("bound", "text"),
+        ("values", "number"),
+        ("max error", "number"),
+        ("max error\n/ bound", "number"),
+        ("outside", "number"),
+        ("bad\nchunks", "number"),
+    )
+    for v in report.variables:
+        error = ratio = "-"
+        if v.errors is not None and v.errors.n_finite:
+            error = f"{v.errors.max_abs_error:.6g}"
+            if v.bound is not None and v.bound.value is not None:
+                ratio = f"{v.errors.max_error_over_bound:.4f}"
+        table.add_row(
+            v.name,
+            "ok" if v.ok else "FAILED",
+            "equal" if v.bound is None else str(v.bound),
+            str(v.n),
+            error,
+            ratio,
+            str(v.violations),
+            str(len(v.unreadable)),
+        )
+    return table
+
+
+def _failures(variable: VariableVerification) -> Iterator[str]:
+    if variable.mismatch:
+        yield f"{variable.name}: {variable.mismatch}"
+    first = variable.first
+    if first is not None:
+        place = "".join(f", {dim} {value}" for dim, value in first.coordinates.items())
+        bound = "equal to it" if first.bound is None else f"within {first.bound} of it"
+        missing = "" if first.stored else " (there is no chunk in the store here)"
+        yield (
+            f"{variable.name}: {variable.violations} of {variable.n} values outside, the first at index "
+            f"{first.index}{place}: value {first.value!s}, reconstruction {first.reconstruction!s}{missing}, "
+            f"expected {bound}"
+        )
+    for chunk in variable.unreadable[:10]:
+        yield f"{variable.name}: chunk {chunk.index} cannot be read: {chunk.reason}"
+    if len(variable.unreadable) > 10:
+        yield f"{variable.name}: and {len(variable.unreadable) - 10} more chunks"
+
+
+def _print_store(console: Console, report: StoreReport) -> None:
+    table = _table(
+        ("variable", "text"),
+        ("dtype", "word"),
+        ("shape", "text"),
+        ("chunks", "text"),
+        ("bound", "text"),
+        ("stored", "number"),
+        ("ratio", "number"),
+        ("bits per\nvalue", "number"),
+    )
+    for v in report.variables:
+        table.add_row(
+            v.name,
+            v.dtype,
+            _shape(v.shape),
+            _chunks(v.chunks, v.shards),
+            str(v.bound),
+            _size(v.stored_bytes),
+            _number(v.compression_ratio, 2),
+            f"{v.bits_per_value:.3f}",
+        )
+    console.print(f"{report.store} (Zarr format {report.zarr_format})\n")
+    if report.variables:
+        console.print(table)
+    for v in report.variables:
+        console.print()
+        for line in _details(v):
+            console.print(line)
+    if report.others:
+        console.print(
+            "\nOther arrays: "
+            + ", ".join(f"{n} ({_size(stored)})" for n, (_, stored) in report.others.items())
+        )
+
+
+def _details(variable: VariableReport) -> Iterator[str]:
+    empty = f", {variable.empty_chunks} empty" if variable.empty_chunks else ""
+    yield f"{variable.name}: {variable.chunk_count} chunks{empty}, effort {variable.effort}"
+    if variable.wrapped:
+        yield "  other codecs stand around this one: the chunks cannot be described"
+    if variable.predictors:
+        yield f"  predictor: {_counts(variable.predictors)}"
+    for name, values in variable.parameters.items():
+        yield f"  {name}: {_counts(values)}"
+    total = sum(variable.sections.values())
+    if total:
+        parts = sorted(variable.sections.items(), key=lambda item: -item[1])
+        yield "  bytes: " + ", ".join(f"{name} {_size(size)} ({size / total:.0%})" for name, size in parts)
+    for index, reason in list(variable.unreadable.items())[:10]:
+        yield f"  chunk ({index}) cannot be read: {reason}"
+
+
+def _chunk_table(chunk: ChunkReport) -> Table:
+    table = _table(("field", "word"), ("value", "text"))
+    fields = _fields(chunk)
+    parameters, sections = fields.pop("parameters") or {}, fields.pop("sections") or {}
+    for name, value in fields.items():
+        table.add_row(name.replace("_", " "), str(value))
+    for name, value in parameters.items():
+        table.add_row(f"parameter {name}", str(value))
+    for name, size in sections.items():
+        table.add_row(f"section {name}", f"{size} bytes")
+    return table
+
+
+def _fields(chunk: ChunkReport) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(chunk)
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, indent=2, default=str)
+    sys.stdout.write("\n")
+
+
+def _counts(counts: Any) -> str:
+    shown = [f"{name} in {count}" for name, count in list(counts.items())[:4]]
+    return ", ".join(shown) + (f", {len(counts) - 4} more" if len(counts) > 4 else "")
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _chunks(chunks: Sequence[int], shards: Sequence[int] | None) -> str:
+    return _shape(chunks) if shards is None else f"{_shape(chunks)} in {_shape(shards)}"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if math.isfinite(value) else "-"
+
+
+def _size(size: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size} B"
