@@ -1,0 +1,33 @@
+"""aesz-codec itself, through the numcodecs codec that users have, absolute bound, one instance an effort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aesz_codec.codec import AESZ
+
+
+@dataclass(frozen=True)
+class Aesz:
+    effort: str = "default"
+    max_ndim: int | None = None
+    family: str = "aesz"
+
+    @property
+    def name(self) -> str:
+        return f"aesz-{self.effort}"
+
+    def compress(self, chunk: np.ndarray, tolerance: float) -> bytes:
+        return bytes(AESZ(error_bound=tolerance, mode="abs", effort=self.effort).encode(chunk))
+
+    def decompress(self, stream: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        # The stream knows its shape and dtype: the benchmark checks what comes back, nothing is forced here.
+        return np.asarray(AESZ(mode="lossless").decode(stream))
+
+
+def settings(efforts: Sequence[str]) -> list[Aesz]:
+    """One instance an effort."""
+    return [Aesz(effort) for effort in efforts]
