@@ -393,7 +393,7 @@ def _inside(x: np.ndarray, x_hat: np.ndarray, bound: ErrorBound) -> np.ndarray:
         return inside
     allowed: float | np.ndarray = bound.value
     if bound.mode == "pw_rel":
-        with np.errstate(under="ignore"):
+        with np.errstate(under="ignore", invalid="ignore"):  # invalid: signaling NaN
             allowed = bound.value * np.abs(x.astype(np.float64))
     # An infinite allowance is that of an infinite value, which only itself may stand for.
     inside = (error <= allowed) & (error < np.inf)

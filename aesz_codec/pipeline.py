@@ -255,7 +255,7 @@ class _Lossy:
         else:
             values = region
         peak = max(abs(float(low)), abs(float(high)))
-        half_ulp = float(np.spacing(values.dtype.type(peak))) / 2
+        half_ulp = float(np.spacing(values.dtype.type(peak / 2)))
         if not tolerance > half_ulp or not math.isfinite(2 * tolerance):
             return None
         slack = half_ulp if 4 * half_ulp < tolerance else 0.0

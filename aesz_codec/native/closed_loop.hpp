@@ -72,7 +72,11 @@ class ClosedLoop {
   protected:
     // Codes element `at`; `code` is what the quantizer says (encoder).
     int32_t value(int64_t at, double prediction, double step, const Context& context, int32_t code) {
-        code = residual_.code(context, code);
+        return settle(at, prediction, step, residual_.code(context, code));
+    }
+
+    // Reconstructs element `at` from its code; returns what is remembered of the code.
+    int32_t settle(int64_t at, double prediction, double step, int32_t code) {
         if (code != kOutlier) {
             chunk_.out[at] = reconstruct<T>(prediction, code, step);
         } else if (Coder::decoding) {

@@ -390,24 +390,52 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
             if constexpr (!Coder::decoding)
                 quantize_line(chunk_.data + at, line.dx, line.count, prediction_.data(), step, inverse, chunk_.tolerance,
                               quantized_.data());
+            const uint32_t *expected = sums_.expected.data(), *near = sums_.near.data(), *other = sums_.other.data();
+            const int32_t* north = sums_.north.data();
+            const int32_t* quantized = quantized_.data();
+            const double* prediction = prediction_.data();
             Context context;
             context.group = group;
             uint32_t west2 = 0;
             for (int64_t i = 0; i < line.count; ++i) {
-                const int64_t here = at + i * line.dx;
-                if (this->masked(here)) {
-                    chunk_.out[here] = static_cast<T>(prediction_[static_cast<std::size_t>(i)]);
+                int64_t here = at + i * line.dx;
+                if ((magnitude(context.west) | west2) == 0 && i + kQuietBlock <= line.count &&
+                    among_zeros(expected + i, here, line.dx)) {
+                    const int zeros = residual_.code_quiet(group, Coder::decoding ? 0 : leading_zeros(quantized + i));
+                    for (int k = 0; k < zeros; ++k, ++i, here += line.dx) chunk_.out[here] = reconstruct<T>(prediction[i], 0, step);
+                    if (zeros == kQuietBlock) {
+                        --i;
+                    } else {
+                        const int32_t code = residual_.code_lonely(group, quantized[i]);
+                        context.west = this->settle(here, prediction[i], step, code);
+                    }
                     continue;
                 }
-                const std::size_t j = static_cast<std::size_t>(i);
-                context.expected = sums_.expected[j] + 4 * magnitude(context.west) + west2;
-                context.near = sums_.near[j];
-                context.other = sums_.other[j];
-                context.north = sums_.north[j];
+                if (this->masked(here)) {
+                    chunk_.out[here] = static_cast<T>(prediction[i]);
+                    continue;
+                }
+                context.expected = expected[i] + 4 * magnitude(context.west) + west2;
+                context.near = near[i];
+                context.other = other[i];
+                context.north = north[i];
                 west2 = magnitude(context.west);
-                context.west = this->value(here, prediction_[j], step, context, quantized_[j]);
+                context.west = this->value(here, prediction[i], step, context, quantized[i]);
             }
         });
+    }
+
+    // Whether a block of points is coded and has no neighbour but zeros.
+    bool among_zeros(const uint32_t* expected, int64_t at, int64_t dx) const {
+        uint32_t any = 0;
+        for (int64_t k = 0; k < kQuietBlock; ++k) any |= expected[k];
+        for (int64_t k = 0; chunk_.mask && k < kQuietBlock; ++k) any |= chunk_.mask[at + k * dx];
+        return any == 0;
+    }
+    static int leading_zeros(const int32_t* codes) {
+        int n = 0;
+        while (n < kQuietBlock && codes[n] == 0) ++n;
+        return n;
     }
 
     // Sums of the codes around every point of a line, but those of the line itself.

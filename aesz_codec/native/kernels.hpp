@@ -95,48 +95,52 @@ struct LineSums {
     explicit LineSums(std::size_t width = 0) : expected(width), near(width), other(width), north(width) {}
 };
 
-inline void gather_line(const int16_t* codes, const NeighbourLines& lines, int64_t distance, int64_t count, LineSums& sums) {
-    uint32_t* expected = sums.expected.data();
-    uint32_t* near = sums.near.data();
-    uint32_t* other = sums.other.data();
-    int32_t* north = sums.north.data();
+namespace detail {
+
+template <int Distance>
+void gather(const int16_t* codes, const NeighbourLines& lines, int64_t distance, int64_t count, uint32_t* AESZ_RESTRICT expected,
+            uint32_t* AESZ_RESTRICT near, uint32_t* AESZ_RESTRICT other, int32_t* AESZ_RESTRICT north) {
+    const int64_t d = Distance ? Distance : distance;
     for (int64_t i = 0; i < count; ++i) near[i] = 0;
     for (int k = 0; k < lines.near_count; ++k) {
         const int16_t* n = codes + lines.near[k];
-        for (int64_t i = 0; i + 1 < count; ++i) near[i] += magnitude(n[i * distance]);
-        near[count - 1] += magnitude(codes[(count - 1) * distance + lines.near_last[k]]);
+        for (int64_t i = 0; i + 1 < count; ++i) near[i] += magnitude(n[i * d]);
+        near[count - 1] += magnitude(codes[(count - 1) * d + lines.near_last[k]]);
     }
     const uint32_t scale = 16 / static_cast<uint32_t>(lines.near_count);
     for (int64_t i = 0; i < count; ++i) {
         expected[i] = lines.near_weight * near[i];
         near[i] *= scale;
+        other[i] = 0;
+        north[i] = 0;
     }
-    if (lines.north) {
-        const int16_t* n = lines.north;
+    if (const int16_t* n = lines.north) {
         for (int64_t i = 0; i < count; ++i) {
-            north[i] = n[i * distance];
-            expected[i] += 3 * magnitude(n[i * distance]);
+            north[i] = n[i * d];
+            expected[i] += 3 * magnitude(n[i * d]);
         }
-        for (int64_t i = 1; i < count; ++i) expected[i] += magnitude(n[(i - 1) * distance]);
-        for (int64_t i = 0; i + 1 < count; ++i) expected[i] += 2 * magnitude(n[(i + 1) * distance]);
-    } else {
-        for (int64_t i = 0; i < count; ++i) north[i] = 0;
+        for (int64_t i = 1; i < count; ++i) expected[i] += magnitude(north[i - 1]);
+        for (int64_t i = 0; i + 1 < count; ++i) expected[i] += 2 * magnitude(north[i + 1]);
     }
-    for (int64_t i = 0; i < count; ++i) other[i] = 0;
-    if (lines.plane) {
-        const int16_t* p = lines.plane;
+    if (const int16_t* p = lines.plane) {
         for (int64_t i = 0; i < count; ++i) {
-            expected[i] += 2 * magnitude(p[i * distance]);
-            other[i] = 16 * magnitude(p[i * distance]);
+            other[i] = 16 * magnitude(p[i * d]);
+            expected[i] += other[i] / 8;
         }
     }
-    if (lines.reference) {
-        const int16_t* p = lines.reference;
+    if (const int16_t* p = lines.reference) {
         for (int64_t i = 0; i < count; ++i) {
-            expected[i] += 4 * magnitude(p[i * distance]);
-            other[i] = 16 * magnitude(p[i * distance]);
+            other[i] = 16 * magnitude(p[i * d]);
+            expected[i] += other[i] / 4;
         }
     }
+}
+
+}  // namespace detail
+
+inline void gather_line(const int16_t* codes, const NeighbourLines& lines, int64_t distance, int64_t count, LineSums& sums) {
+    const auto run = distance == 2 ? detail::gather<2> : detail::gather<0>;
+    run(codes, lines, distance, count, sums.expected.data(), sums.near.data(), sums.other.data(), sums.north.data());
 }
 
 }  // namespace aesz

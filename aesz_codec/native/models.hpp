@@ -5,6 +5,10 @@
 #include <array>
 #include <cstdint>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "portable.hpp"
 
 namespace aesz {
@@ -42,10 +46,14 @@ struct Logistic {
     }
 };
 
-inline const Logistic& logistic() {
-    static const Logistic table;
+inline const Logistic kLogistic;
+
+constexpr std::array<uint16_t, 256> reciprocals() {
+    std::array<uint16_t, 256> table{};
+    for (uint32_t n = 0; n < 256; ++n) table[n] = static_cast<uint16_t>(131072 / (2 * n + 3));
     return table;
 }
+inline constexpr std::array<uint16_t, 256> kReciprocal = reciprocals();
 
 // ---- binary decisions ------------------------------------------------------------------------------------------
 
@@ -56,15 +64,10 @@ struct Bit {
 
     uint32_t p16() const { return state >> 16; }
     void update(int bit) {
-        static const std::array<uint16_t, 256> reciprocal = [] {
-            std::array<uint16_t, 256> table{};
-            for (uint32_t n = 0; n < 256; ++n) table[n] = static_cast<uint16_t>(131072 / (2 * n + 3));
-            return table;
-        }();
         const uint32_t count = state & 1023;
         const int32_t p = static_cast<int32_t>(state >> 10);
         const int32_t target = bit ? (1 << 22) - 1 : 0;
-        const int32_t change = static_cast<int32_t>((static_cast<int64_t>(target - p) * reciprocal[count]) >> 16);
+        const int32_t change = static_cast<int32_t>((static_cast<int64_t>(target - p) * kReciprocal[count]) >> 16);
         state = static_cast<uint32_t>(p + change) << 10 | (count < kLimit ? count + 1 : count);
     }
 };
@@ -72,7 +75,7 @@ struct Bit {
 template <class Coder>
 int code_bit(Coder& coder, Bit& model, int value) {
     uint32_t p = model.p16();
-    p = p < 32 ? 32 : p > 65504 ? 65504 : p;
+    p = p < 4 ? 4 : p > 65532 ? 65532 : p;
     value = coder.bit(value, p);
     model.update(value);
     return value;
@@ -87,16 +90,15 @@ struct Mixer {
 
 template <int N, class Coder>
 int code_mixed(Coder& coder, Bit* const (&models)[N], Mixer<N>& mixer, int value) {
-    const Logistic& table = logistic();
     int32_t logit[N];
     int64_t sum = 0;
     for (int i = 0; i < N; ++i) {
-        logit[i] = table.stretch[models[i]->state >> 20];
+        logit[i] = kLogistic.stretch[models[i]->state >> 20];
         sum += static_cast<int64_t>(mixer.weight[i]) * logit[i];
     }
     int64_t mixed = sum >> 16;
     mixed = mixed < -2047 ? -2047 : mixed > 2047 ? 2047 : mixed;
-    uint32_t p = table.squash[static_cast<std::size_t>(mixed + 2048)];
+    uint32_t p = kLogistic.squash[static_cast<std::size_t>(mixed + 2048)];
     p = p < 16 ? 16 : p > 65520 ? 65520 : p;
     value = coder.bit(value, p);
     const int32_t error = (value ? 65536 : 0) - static_cast<int32_t>(p);
@@ -128,37 +130,49 @@ uint32_t code_golomb(Coder& coder, Bit (&prefix)[32], uint32_t value) {
 
 constexpr int kSymbols = 32;
 
-// Counts, and cumulative frequencies made from them after 6, 12, 24, and then every 32 symbols.  A prior distribution
-// weighs as much as 24 symbols.
+// Counts, and cumulative frequencies made from them after 6, 12, 24, ... symbols, at last every `Longest`.  A prior
+// distribution weighs as much as 24 symbols.
+template <uint32_t Longest>
 struct alignas(64) Distribution {
-    static constexpr uint32_t kPriorCount = 24, kFirst = 6, kLongest = 32, kHalveAt = 512;
+    static constexpr uint32_t kPriorCount = 24, kFirst = 6, kHalveAt = 512;
     std::array<uint16_t, kSymbols + 1> edge;  // edge[i] = P(symbol < i) in 1/32768
     std::array<uint16_t, kSymbols> count{};
     uint16_t wait = 0, interval = 0, total = 0;
 
     int operator()(int i) const { return edge[static_cast<std::size_t>(i)]; }
 
-    // The last i with edge[i] <= target.  Written as a sum, which compilers vectorise.
+    // The last i with edge[i] <= target.
     int find(int target) const {
+#if defined(__SSE2__)
+        const __m128i t = _mm_set1_epi16(static_cast<int16_t>(target));
+        const auto* e = reinterpret_cast<const __m128i*>(edge.data());
+        const __m128i low = _mm_packs_epi16(_mm_cmpgt_epi16(_mm_load_si128(e), t), _mm_cmpgt_epi16(_mm_load_si128(e + 1), t));
+        const __m128i high = _mm_packs_epi16(_mm_cmpgt_epi16(_mm_load_si128(e + 2), t), _mm_cmpgt_epi16(_mm_load_si128(e + 3), t));
+        const uint64_t above = static_cast<uint32_t>(_mm_movemask_epi8(low)) | static_cast<uint64_t>(_mm_movemask_epi8(high)) << 16;
+        return lowest_bit(above | uint64_t{1} << 32) - 1;
+#else
         const int16_t t = static_cast<int16_t>(target);
         int16_t n = 0;
         for (std::size_t i = 0; i < kSymbols; ++i) n = static_cast<int16_t>(n + (static_cast<int16_t>(edge[i]) <= t));
         return n - 1;
+#endif
     }
 
     void start(const std::array<uint16_t, kSymbols + 1>& edges) {
         edge = edges;
         wait = interval = kFirst;
     }
-    void add(int symbol, const Distribution& prior) {
+    template <class Prior>
+    void add(int symbol, const Prior& prior) {
         ++count[static_cast<std::size_t>(symbol)];
         ++total;
         if (--wait == 0) rebuild(prior);
     }
 
   private:
-    void rebuild(const Distribution& prior) {
-        interval = static_cast<uint16_t>(interval * 2u < kLongest ? interval * 2u : kLongest);
+    template <class Prior>
+    void rebuild(const Prior& prior) {
+        interval = static_cast<uint16_t>(interval * 2u < Longest ? interval * 2u : Longest);
         wait = interval;
         const uint64_t scale = (uint64_t{32768 - kSymbols} << 46) / ((total + uint64_t{kPriorCount}) << 15);
         uint64_t below = 0;

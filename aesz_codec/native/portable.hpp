@@ -6,6 +6,12 @@
 #include <intrin.h>
 #endif
 
+#if defined(_MSC_VER)
+#define AESZ_RESTRICT __restrict
+#else
+#define AESZ_RESTRICT __restrict__
+#endif
+
 namespace aesz {
 
 // Position of the highest set bit; x > 0.
@@ -26,5 +32,16 @@ inline int count_bits(unsigned x) {
 }
 
 inline uint32_t magnitude(int32_t x) { return static_cast<uint32_t>(x < 0 ? -x : x); }
+
+// Position of the lowest set bit; x > 0.
+inline int lowest_bit(uint64_t x) {
+#if defined(_MSC_VER)
+    unsigned long index;
+    _BitScanForward64(&index, x);
+    return static_cast<int>(index);
+#else
+    return __builtin_ctzll(x);
+#endif
+}
 
 }  // namespace aesz

@@ -34,6 +34,7 @@ struct Context {
 };
 
 constexpr int kGroups = 7;
+constexpr int kQuietBits = 3, kQuietBlock = 1 << kQuietBits;  // codes among zeros are coded so many at a time
 
 template <class Coder>
 class ResidualCoder {
@@ -43,9 +44,10 @@ class ResidualCoder {
     int32_t code(const Context& c, int32_t value) {
         Models& m = *models_;
         const int scale = scale_class(c.expected), near = scale_class(c.near);
-        const int relative = near >= scale ? (near > scale + 2 ? 3 : 2) : (near + 2 < scale ? 0 : 1);
+        // sums of comparisons: the outcomes are too random to branch on
+        const int relative = (near >= scale) + (near > scale + 2) + (near + 2 >= scale);
         const int32_t sign = 16 * (2 * c.west + c.north), expected = static_cast<int32_t>(c.expected);
-        const int bias = sign > 0 ? (sign > expected ? 4 : 3) : sign < 0 ? (sign < -expected ? 0 : 1) : 2;
+        const int bias = 2 + (sign > 0) + (sign > expected) - (sign < 0) - (sign < -expected);
         const int variant = relative * 5 + bias;
         if (scale >= kBinaryBelow) return symbol(m.any[scale], m.any_child[c.group][scale][variant], scale, value);
 
@@ -57,6 +59,20 @@ class ResidualCoder {
         return symbol(m.nonzero[scale], m.nonzero_child[c.group][scale][variant], scale, value);
     }
 
+    // How many codes of a block among zeros are 0 before the first that is not: 0 to kQuietBlock.
+    int code_quiet(int group, int zeros) {
+        Models& m = *models_;
+        if (code_bit(coder_, m.quiet[group], zeros == kQuietBlock)) return kQuietBlock;
+        int node = 1;
+        for (int bit = kQuietBits - 1; bit >= 0; --bit) node = 2 * node + code_bit(coder_, m.first[group][node], zeros >> bit & 1);
+        return node - kQuietBlock;
+    }
+
+    // A code that is known not to be 0 although all around it are.
+    int32_t code_lonely(int group, int32_t value) {
+        return symbol(models_->nonzero[0], models_->nonzero_child[group][0][kLonely], 0, value);
+    }
+
     // Signed integers of side information.
     int32_t code_integer(int32_t value) {
         const uint32_t folded = value >= 0 ? 2 * static_cast<uint32_t>(value) : 2 * static_cast<uint32_t>(-(value + 1)) + 1;
@@ -66,22 +82,24 @@ class ResidualCoder {
 
   private:
     static constexpr int kBinaryBelow = 8;
+    static constexpr int kLonely = 12;  // the variant whose neighbours are all 0
 
     static int shift_of(int scale) { return std::max(0, scale / 4 - 3); }
 
     // An adaptive distribution with the law that it starts from.
+    using Child = Distribution<32>;
     struct Parent {
-        Distribution law, now;
+        Distribution<256> law, now;
     };
 
-    int32_t symbol(Parent& parent, Distribution*& slot, int scale, int32_t value) {
+    int32_t symbol(Parent& parent, Child*& slot, int scale, int32_t value) {
         Models& m = *models_;
         const int shift = shift_of(scale);
         if (!slot) {
             slot = &m.children.emplace_back();
             slot->start(parent.now.edge);
         }
-        Distribution& child = *slot;
+        Child& child = *slot;
         const bool outlier = value == kOutlier;
         int32_t high = value >> shift;
         int token = outlier ? 0 : std::clamp(high, -16, 15) + 16;
@@ -105,11 +123,12 @@ class ResidualCoder {
         Bit zero_scale[kGroups][kBinaryBelow], zero_near[kGroups][256], zero_other[256][kBinaryBelow],
             zero_same[kGroups][16 * kBinaryBelow];
         Mixer<4> zero_mixer[kGroups];
+        Bit quiet[kGroups], first[kGroups][kQuietBlock];
         Bit outlier, beyond[32], integer[32];
         Parent any[kClasses], nonzero[kBinaryBelow];
-        std::deque<Distribution> children;
-        Distribution* any_child[kGroups][kClasses][20] = {};
-        Distribution* nonzero_child[kGroups][kBinaryBelow][20] = {};
+        std::deque<Child> children;
+        Child* any_child[kGroups][kClasses][20] = {};
+        Child* nonzero_child[kGroups][kBinaryBelow][20] = {};
 
         // The laws: a two-sided geometric distribution with the mean magnitude of the class, and a wider one for the tails.
         Models() {
