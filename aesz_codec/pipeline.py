@@ -351,7 +351,7 @@ def _smallest(
 
     ``default`` judges by a sample of the array, ``max`` by the whole; ``fast`` tries less.
     """
-    box = tuple(slice(None) for _ in values.shape) if effort == "max" else _sample(values.shape, effort)
+    box = tuple(slice(None) for _ in values.shape) if effort == "max" else _sample(values.shape)
     sample = np.ascontiguousarray(values[box])
     sample_mask = None if mask is None else np.ascontiguousarray(mask[box])
     whole = sample.shape == values.shape
@@ -380,10 +380,10 @@ def _smallest(
     return predictor, codes, outliers
 
 
-def _sample(shape: tuple[int, ...], effort: str) -> tuple[slice, ...]:
-    """Return a box in the middle of an array: whole if it is small, else about a tenth of it."""
+def _sample(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Return a box in the middle of an array: whole if it is small, else a small part of it."""
     n = math.prod(shape)
-    target = min(max(n // (12 if effort == "default" else 24), 8192), 65536)
+    target = min(max(n // 24, 8192), 32768)
     dims = list(shape)
     if n <= 1.5 * target:
         return tuple(slice(None) for _ in shape)
@@ -401,7 +401,7 @@ def _coded_exactly(region: Array, blank: Stream) -> Stream:
     folded = region.reshape(_folded(region.shape))
     bits = folded.view(_unsigned(region.dtype))
     order = {"f": 2, "i": 1, "u": 0}[region.dtype.kind]
-    box = _sample(folded.shape, "default")
+    box = _sample(folded.shape)
     sample = np.ascontiguousarray(bits[box])
     dims = min(range(min(3, folded.ndim) + 1), key=lambda d: len(_core.encode_lossless(sample, d, order)))
     streams = []

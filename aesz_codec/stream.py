@@ -26,6 +26,7 @@ DTYPES = tuple(
 )  # fmt: skip
 F_ORDERED, BIG_ENDIAN = 1, 2  # flags
 MAX_DIMS = 32
+_MAX_WINDOW = 1 << 23  # bytes that zstd may take for its window, whatever a damaged frame says
 
 
 class Method(IntEnum):
@@ -276,14 +277,15 @@ class Stream:
             raise corrupt("shape", str(shape), "a size below 2^63 bytes")
         limit = stream.size * stream.dtype.itemsize + (1 << 16)
         previous = 0
-        for tag, coding, _, expanded in table:
+        for tag, coding, stored, expanded in table:
             known("section tag", tag - 1, len(Section))
             known("section coding", coding, 2)
             if tag <= previous:
                 raise corrupt("section tag", str(tag), f"above {previous}")
             previous = tag
-            if coding == 1 and expanded > limit:
-                raise corrupt("section length", str(expanded), f"at most {limit}")
+            most = min(limit, stored << 16)  # zstd expands by less than 2^15
+            if coding == 1 and expanded > most:
+                raise corrupt("section length", str(expanded), f"at most {most}")
             if coding == 1 and not stream.size:
                 raise corrupt("sections", "some", "none for an array without values")
         body = reader.bytes(sum(stored for _, _, stored, _ in table))
@@ -304,7 +306,7 @@ def _expand(data: memoryview, coding: int, expanded: int) -> bytes:
     if coding == 0:
         return bytes(data)
     try:
-        with zstandard.ZstdDecompressor().stream_reader(data) as reader:
+        with zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(data) as reader:
             out = reader.read(expanded)
             surplus = reader.read(1)
     except zstandard.ZstdError as error:

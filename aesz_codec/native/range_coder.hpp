@@ -97,15 +97,11 @@ class RangeDecoder {
 
     int bit(int, uint32_t p1) {
         const uint64_t bound = (range_ >> 16) * p1;
-        const bool one = code_ < bound;
-        if (one) {
-            range_ = bound;
-        } else {
-            code_ -= bound;
-            range_ -= bound;
-        }
+        const uint64_t zero = uint64_t{0} - static_cast<uint64_t>(code_ >= bound);  // all ones for a 0: too random to branch on
+        code_ -= bound & zero;
+        range_ = bound ^ ((bound ^ (range_ - bound)) & zero);
         normalize();
-        return one;
+        return static_cast<int>(zero + 1);
     }
 
     template <class Distribution>

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <deque>
 #include <memory>
+#include <vector>
 
 #include "models.hpp"
 
@@ -54,7 +54,7 @@ class ResidualCoder {
         const int n = std::min(near / 2, 15), o = std::min(scale_class(c.other) / 2, 15);
         const int w = static_cast<int>(std::min(magnitude(c.west), 3u) * 4 + std::min(magnitude(c.north), 3u));
         Bit* const zero[4] = {&m.zero_scale[c.group][scale], &m.zero_near[c.group][n * 16 + w],
-                              &m.zero_other[o * 16 + n][scale], &m.zero_same[c.group][w * 8 + scale]};
+                              &m.zero_other[o * 16 + n][scale], &m.zero_same[c.group][w * kBinaryBelow + scale]};
         if (!code_mixed<4>(coder_, zero, m.zero_mixer[c.group], value != 0)) return 0;
         return symbol(m.nonzero[scale], m.nonzero_child[c.group][scale][variant], scale, value);
     }
@@ -81,7 +81,7 @@ class ResidualCoder {
     }
 
   private:
-    static constexpr int kBinaryBelow = 8;
+    static constexpr int kBinaryBelow = 6;
     static constexpr int kLonely = 12;  // the variant whose neighbours are all 0
 
     static int shift_of(int scale) { return std::max(0, scale / 4 - 3); }
@@ -92,14 +92,14 @@ class ResidualCoder {
         Distribution<256> law, now;
     };
 
-    int32_t symbol(Parent& parent, Child*& slot, int scale, int32_t value) {
+    int32_t symbol(Parent& parent, uint16_t& slot, int scale, int32_t value) {
         Models& m = *models_;
         const int shift = shift_of(scale);
-        if (!slot) {
-            slot = &m.children.emplace_back();
-            slot->start(parent.now.edge);
+        if (slot == 0) {
+            m.children.emplace_back().start(parent.now.edge);
+            slot = static_cast<uint16_t>(m.children.size());
         }
-        Child& child = *slot;
+        Child& child = m.children[slot - 1u];
         const bool outlier = value == kOutlier;
         int32_t high = value >> shift;
         int token = outlier ? 0 : std::clamp(high, -16, 15) + 16;
@@ -126,12 +126,13 @@ class ResidualCoder {
         Bit quiet[kGroups], first[kGroups][kQuietBlock];
         Bit outlier, beyond[32], integer[32];
         Parent any[kClasses], nonzero[kBinaryBelow];
-        std::deque<Child> children;
-        Child* any_child[kGroups][kClasses][20] = {};
-        Child* nonzero_child[kGroups][kBinaryBelow][20] = {};
+        std::vector<Child> children;  // as they are needed; a slot holds the number of its child, from 1
+        uint16_t any_child[kGroups][kClasses][20] = {};
+        uint16_t nonzero_child[kGroups][kBinaryBelow][20] = {};
 
         // The laws: a two-sided geometric distribution with the mean magnitude of the class, and a wider one for the tails.
         Models() {
+            children.reserve(kGroups * (kClasses + kBinaryBelow) * 20);  // never moved; untouched memory costs nothing
             for (int scale = 0; scale < kClasses; ++scale) {
                 const int octave = scale / 4, shift = shift_of(scale);
                 const uint64_t middle = (static_cast<uint64_t>(4 + scale % 4) << octave) - 4 + ((uint64_t{1} << octave) >> 1);
