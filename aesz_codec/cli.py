@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in: aesz-codec inspect ... | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception:  # noqa: BLE001 - a bug, whatever it is
+    except Exception:
         traceback.print_exc()
         return _fail("this is a bug in aesz-codec: please report it with the lines above")
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from . import _core
 from .bounds import ErrorBound, check_dtype, first_violation, violations
-from .errors import CorruptStreamError, ErrorBoundViolation
+from .errors import ErrorBoundViolation
 from .predictors import PREDICTORS, Floats, Mask, Predictor, Quantizer, predictor_of
 from .stream import BIG_ENDIAN, F_ORDERED, Method, Reader, Section, Stream, Transform, Writer, corrupt
 
@@ -104,22 +104,21 @@ def encode(
     """
     given = np.asarray(array)
     check_dtype(given.dtype, bound)
-    original = np.ascontiguousarray(given, dtype=given.dtype.newbyteorder("=")).reshape(given.shape)
+    original = np.require(given, given.dtype.newbyteorder("="), ["C", "ALIGNED"])  # copied only if it must be
     flags = 0
     if keep_layout:
         flags |= F_ORDERED * (given.flags.f_contiguous and not given.flags.c_contiguous)
         flags |= BIG_ENDIAN * (given.dtype.newbyteorder("=") != given.dtype)
-    asked = bound
     region = _region(original)
     blank = Stream(
-        original.dtype, original.shape, asked.mode, asked.value or 0.0, 0.0, Method.LOSSLESS, flags=flags
+        original.dtype, original.shape, bound.mode, bound.value or 0.0, 0.0, Method.LOSSLESS, flags=flags
     )
     if region.shape != original.shape:
         crop = Writer()
         for n in region.shape:
             crop.varint(n)
         last = original[(-1,) * original.ndim] if original.size else original.dtype.type(0)
-        blank.sections[Section.CROP] = crop.bytes(_little_endian(np.asarray(last))).done()
+        blank.sections[Section.CROP] = crop.raw(_little_endian(np.asarray(last))).done()
     if not region.size:
         blank.method = Method.CONSTANT
         return _verified(blank, original, ErrorBound("lossless"))
@@ -133,8 +132,7 @@ def encode(
                 exact_bytes = exact.to_bytes()
                 if len(exact_bytes) < len(coded):
                     stream, coded = exact, exact_bytes
-            resolved = ErrorBound(lossy.bound.mode, lossy.bound.value)
-            return _verified(stream, original, resolved, coded, lambda: _coded_exactly(region, blank))
+            return _verified(stream, original, lossy.bound, coded, lambda: _coded_exactly(region, blank))
     return _verified(_coded_exactly(region, blank), original, ErrorBound("lossless"))
 
 
@@ -172,7 +170,7 @@ def _corrections(positions: npt.NDArray[np.int64], original: Array) -> bytes:
     writer = Writer().varint(positions.size)
     for gap in np.diff(positions, prepend=-1):
         writer.varint(int(gap) - 1)
-    return writer.bytes(_little_endian(original.reshape(-1)[positions])).done()
+    return writer.raw(_little_endian(original.reshape(-1)[positions])).done()
 
 
 def _region(array: Array) -> Array:
@@ -229,7 +227,7 @@ class _Lossy:
             return None
         tolerance, transform = bound.value, Transform.NONE
         if labels is not None:
-            head = Writer().pack("B", len(specials)).bytes(_little_endian(specials)).done()
+            head = Writer().pack("B", len(specials)).raw(_little_endian(specials)).done()
             sections[Section.LABELS] = head + _core.encode_labels(labels.reshape(_folded(region.shape)))
         if bound.mode == "pw_rel":
             transform = Transform.LOGARITHM
@@ -244,8 +242,8 @@ class _Lossy:
                 values = np.log2(np.abs(region.astype(np.float64)))
             # the reconstruction is rounded to the dtype once more
             tolerance = math.log2(1 + bound.value) - 1.5 * float(np.finfo(region.dtype).eps) - 2.0**-50
-            low, high = (values if labels is None else values[labels == 0]).min(), 0.0
-            high = (values if labels is None else values[labels == 0]).max()
+            ordinary = values if labels is None else values[labels == 0]
+            low, high = ordinary.min(), ordinary.max()
         elif integer:
             transform = Transform.INTEGER
             if max(abs(low.item()), abs(high.item())) > _LARGEST_INTEGER:
@@ -338,9 +336,9 @@ def _fill_value(region: Array, labels: npt.NDArray[np.uint8] | None) -> Any:
 
     sample = ordinary[:: max(1, ordinary.size // 256)]  # enough to see that nothing is far outside
     for extreme in (high, low):
-        if (sample == extreme).all() or stands_apart(sample, extreme):
-            if stands_apart(ordinary, extreme):
-                return extreme
+        suspect = (sample == extreme).all() or stands_apart(sample, extreme)
+        if suspect and stands_apart(ordinary, extreme):
+            return extreme
     return None
 
 
@@ -352,7 +350,7 @@ def _smallest(
     ``default`` judges by a sample of the array, ``max`` by the whole; ``fast`` tries less.
     """
     box = tuple(slice(None) for _ in values.shape) if effort == "max" else _sample(values.shape)
-    sample = np.ascontiguousarray(values[box])
+    sample = cast(Floats, np.ascontiguousarray(values[box]))
     sample_mask = None if mask is None else np.ascontiguousarray(mask[box])
     whole = sample.shape == values.shape
     first = 0 if sample_mask is None else int(np.argmin(sample_mask.reshape(-1)))
@@ -451,7 +449,7 @@ def decode(stream: bytes | memoryview, *, restore_layout: bool = False) -> Array
     parsed = Stream.from_bytes(stream)
     try:
         array = _decoded(parsed)
-    except _core.CorruptData as error:
+    except _core.CorruptDataError as error:
         raise corrupt("codes", str(error), "what an encoder writes") from None
     if restore_layout and parsed.flags & BIG_ENDIAN:
         array = array.astype(array.dtype.newbyteorder(">"))
@@ -465,7 +463,7 @@ def _decoded(stream: Stream) -> Array:
     if Section.CROP in stream.sections:
         reader = Reader(stream.sections[Section.CROP], "crop")
         shape = tuple(reader.varint() for _ in stream.shape)
-        fill = _values(reader.bytes(stream.dtype.itemsize), stream.dtype)[0]
+        fill = _values(reader.take(stream.dtype.itemsize), stream.dtype)[0]
         reader.end()
         if any(n > m for n, m in zip(shape, stream.shape, strict=True)):
             raise corrupt("crop", str(shape), f"at most {stream.shape}")
@@ -510,7 +508,7 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes) -> Arr
         return exact.view(stream.dtype).reshape(shape)
 
     direct = stream.transform is Transform.NONE
-    if direct and stream.dtype.kind != "f" or direct and stream.dtype == np.float16:
+    if (direct and stream.dtype.kind != "f") or (direct and stream.dtype == np.float16):
         raise corrupt("transform", "none", f"one for {stream.dtype}")
     predictor, step, offset = predictor_of(stream.method).unpack(plan)
     if not (math.isfinite(step) and step > 0 and math.isfinite(offset)):
@@ -536,7 +534,7 @@ def _labels(stream: Stream, folded: tuple[int, ...]) -> tuple[npt.NDArray[np.uin
     count = reader.byte()
     if not 1 <= count <= _MAX_LABELS:
         raise corrupt("labels", str(count), f"1 to {_MAX_LABELS}")
-    specials = _values(reader.bytes(count * stream.dtype.itemsize), stream.dtype)
+    specials = _values(reader.take(count * stream.dtype.itemsize), stream.dtype)
     labels = np.empty(folded, np.uint8)
     _core.decode_labels(bytes(reader.rest()), labels)
     if labels.max() > count:
@@ -552,13 +550,10 @@ def _transformed_back(values: Floats, stream: Stream, folded: tuple[int, ...]) -
             raise corrupt("transform", "integer", f"another for {stream.dtype}")
         limits = np.iinfo(stream.dtype)
         rounded = np.rint(np.nan_to_num(values, copy=False, nan=0.0))
-        # the limits of 64-bit integers are not float64 values: clamp those just inside
-        inside = np.clip(
-            rounded,
-            max(limits.min, -(2**63)),
-            np.nextafter(float(limits.max), 0) if limits.bits == 64 else limits.max,
-        )
-        return inside.astype(stream.dtype)
+        # the upper limits of 64-bit integers are no float64 values
+        largest = np.nextafter(float(limits.max), 0) if limits.bits == 64 else limits.max
+        region: Array = np.clip(rounded, limits.min, largest).astype(stream.dtype)
+        return region
     if stream.dtype.kind != "f":
         raise corrupt("transform", "logarithm", f"another for {stream.dtype}")
     wide = cast("npt.NDArray[np.float64]", values)
@@ -584,7 +579,7 @@ def _correct(array: Array, section: bytes) -> None:
         if position >= array.size:
             raise corrupt("corrections", f"position {position}", f"below {array.size}")
         positions[i] = position
-    array.reshape(-1)[positions] = _values(reader.bytes(count * array.dtype.itemsize), array.dtype)
+    array.reshape(-1)[positions] = _values(reader.take(count * array.dtype.itemsize), array.dtype)
     reader.end()
 
 

@@ -65,14 +65,14 @@ class Writer:
     def __init__(self) -> None:
         self._parts: list[bytes] = []
 
-    def bytes(self, data: bytes) -> Writer:
+    def raw(self, data: bytes) -> Writer:
         """Append bytes as they are."""
         self._parts.append(data)
         return self
 
     def pack(self, layout: str, *values: float) -> Writer:
         """Append fields as `struct` lays them out."""
-        return self.bytes(struct.pack("<" + layout, *values))
+        return self.raw(struct.pack("<" + layout, *values))
 
     def varint(self, value: int) -> Writer:
         """Append an unsigned integer, seven bits a byte."""
@@ -81,7 +81,7 @@ class Writer:
             out.append(value & 127 | 128)
             value >>= 7
         out.append(value)
-        return self.bytes(bytes(out))
+        return self.raw(bytes(out))
 
     def done(self) -> bytes:
         """Return all that was appended."""
@@ -102,7 +102,7 @@ class Reader:
         """Bytes read so far."""
         return self._at
 
-    def bytes(self, n: int) -> memoryview:
+    def take(self, n: int) -> memoryview:
         """Read `n` bytes."""
         if n > len(self._data) - self._at:
             raise self._error.at(
@@ -116,11 +116,11 @@ class Reader:
 
     def unpack(self, layout: str) -> tuple[float, ...]:
         """Read fields as `struct` lays them out."""
-        return struct.unpack("<" + layout, self.bytes(struct.calcsize("<" + layout)))
+        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
 
     def byte(self) -> int:
         """Read a u8."""
-        return self.bytes(1)[0]
+        return self.take(1)[0]
 
     def varint(self) -> int:
         """Read an unsigned integer, seven bits a byte."""
@@ -136,7 +136,7 @@ class Reader:
 
     def rest(self) -> memoryview:
         """Read all that is left."""
-        return self.bytes(len(self._data) - self._at)
+        return self.take(len(self._data) - self._at)
 
     def end(self) -> None:
         """Check that nothing is left."""
@@ -192,7 +192,7 @@ class Stream:
 
     def to_bytes(self) -> bytes:
         """Serialize; a section is zstd-coded where that is smaller."""
-        header = Writer().bytes(MAGIC).pack("BB", *FORMAT_VERSION)
+        header = Writer().raw(MAGIC).pack("BB", *FORMAT_VERSION)
         header.pack("BBB", self.flags, DTYPES.index(self.dtype), MODES.index(self.mode))
         header.pack("BBB", self.method, self.transform, len(self.shape))
         for n in self.shape:
@@ -225,7 +225,7 @@ class Stream:
         """
         view = memoryview(data)
         reader = Reader(view, "stream", truncated=True)
-        magic = bytes(reader.bytes(4))
+        magic = bytes(reader.take(4))
         if magic != MAGIC:
             raise corrupt("magic", repr(magic), repr(MAGIC))
         major, minor = reader.byte(), reader.byte()
@@ -236,7 +236,7 @@ class Stream:
                 expected=f"{FORMAT_VERSION[0]}.x",
                 remedy="install a newer aesz-codec" if major > FORMAT_VERSION[0] else "the stream is damaged",
             )
-        flags, dtype, mode, method, transform, ndim = reader.bytes(6)
+        flags, dtype, mode, method, transform, ndim = reader.take(6)
         if ndim > MAX_DIMS:
             raise corrupt("ndim", str(ndim), f"at most {MAX_DIMS}")
         shape = tuple(reader.varint() for _ in range(ndim))
@@ -288,7 +288,7 @@ class Stream:
                 raise corrupt("section length", str(expanded), f"at most {most}")
             if coding == 1 and not stream.size:
                 raise corrupt("sections", "some", "none for an array without values")
-        body = reader.bytes(sum(stored for _, _, stored, _ in table))
+        body = reader.take(sum(stored for _, _, stored, _ in table))
         if reader.unpack("I") != (zlib.crc32(body),):
             raise corrupt("payload checksum", "another one", f"{zlib.crc32(body):08x}")
         reader.end()

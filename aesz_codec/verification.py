@@ -245,7 +245,7 @@ class _Pair:
         chunks = self.stored.array.chunks
         try:
             return [(region, values, self._stored_values(region))]
-        except Exception as error:  # noqa: BLE001 - of any codec in the chain
+        except Exception as error:
             _raise_if_not_corrupt(error)
         parts = []
         start = tuple(side.start for side in region)
@@ -253,7 +253,7 @@ class _Pair:
             place = tuple(slice(r.start + s, r.stop + s) for r, s in zip(part, start, strict=True))
             try:
                 parts.append((place, values[part], self._stored_values(place)))
-            except Exception as error:  # noqa: BLE001 - of any codec in the chain
+            except Exception as error:
                 _raise_if_not_corrupt(error)
                 index = tuple(side.start // chunk for side, chunk in zip(place, chunks, strict=True))
                 unreadable.append(UnreadableChunk(index, f"{type(error).__name__}: {one_line(error)}"))

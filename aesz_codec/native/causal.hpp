@@ -28,6 +28,7 @@ struct CausalPlan {
     Shape shape;
     double step = 0;
     double offset = 0;  // prediction of the first value
+    bool zeros = false;  // see ResidualCoder
 };
 
 template <class T, class Coder>
@@ -39,7 +40,7 @@ class CausalCoder : ClosedLoop<T, Coder> {
     using Base::unused_outliers;
 
     CausalCoder(const CausalPlan& plan, Chunk<T>& chunk, Coder& coder)
-        : Base(chunk, plan.shape.size, coder), plan_(plan), taps_(kTapsOf[plan.shape.n]), sums_(width()), partial_(width()) {
+        : Base(chunk, plan.shape.size, coder, plan.zeros), plan_(plan), taps_(kTapsOf[plan.shape.n]), sums_(width()), partial_(width()) {
         for (int k = 0; k < taps_; ++k)
             for (int a = 0; a < plan.shape.n; ++a)
                 offset_[k] -= kCausalTaps[k].back[a] * plan.shape.step[static_cast<std::size_t>(plan.shape.n - 1 - a)];
@@ -102,13 +103,7 @@ class CausalCoder : ClosedLoop<T, Coder> {
 
     // The part of the predictions that does not depend on the line itself: taps from 2 on, in order.
     void predict_from_lines_before(int64_t at, int64_t from, int64_t to) {
-        for (int64_t i = from; i < to; ++i) partial_[static_cast<std::size_t>(i)] = 0.0;
-        for (int k = 2; k < taps_; ++k) {
-            const double c = coefficient_[k];
-            if (c == 0.0) continue;
-            const T* x = chunk_.out + at + offset_[k];
-            for (int64_t i = from; i < to; ++i) partial_[static_cast<std::size_t>(i)] += c * static_cast<double>(x[i]);
-        }
+        add_taps(chunk_.out + at + from, offset_ + 2, coefficient_ + 2, taps_ - 2, to - from, partial_.data() + from);
     }
 
     void line(int64_t at, Coordinates c) {
@@ -161,37 +156,12 @@ class CausalCoder : ClosedLoop<T, Coder> {
     void gather(int64_t at, const Coordinates& c) {
         const Shape& shape = plan_.shape;
         const int inner = shape.n - 1;
-        const std::size_t n = width();
         const int16_t* codes = codes_.data() + at;
         const auto before = [&](int axis, int64_t lines) -> const int16_t* {
             if (axis < 0 || c[static_cast<std::size_t>(axis)] < lines) return nullptr;
             return codes - lines * shape.step[static_cast<std::size_t>(axis)];
         };
-        for (std::size_t i = 0; i < n; ++i) {
-            sums_.expected[i] = sums_.near[i] = sums_.other[i] = 0;
-            sums_.north[i] = 0;
-        }
-        if (const int16_t* north = before(inner - 1, 1)) {
-            for (std::size_t i = 0; i < n; ++i) {
-                sums_.north[i] = north[i];
-                sums_.expected[i] += 4 * magnitude(north[i]);
-                sums_.near[i] += 8 * magnitude(north[i]);
-            }
-            for (std::size_t i = 1; i < n; ++i) sums_.expected[i] += magnitude(north[i - 1]);
-            for (std::size_t i = 0; i + 1 < n; ++i) {
-                sums_.expected[i] += 2 * magnitude(north[i + 1]);
-                sums_.near[i] += 8 * magnitude(north[i + 1]);
-            }
-        }
-        if (const int16_t* north = before(inner - 1, 2))
-            for (std::size_t i = 0; i < n; ++i) sums_.expected[i] += magnitude(north[i]);
-        if (const int16_t* plane = before(inner - 2, 1)) {
-            for (std::size_t i = 0; i < n; ++i) {
-                sums_.other[i] = 16 * magnitude(plane[i]);
-                sums_.expected[i] += 3 * magnitude(plane[i]);
-            }
-            for (std::size_t i = 0; i + 1 < n; ++i) sums_.expected[i] += magnitude(plane[i + 1]);
-        }
+        gather_causal(before(inner - 1, 1), before(inner - 1, 2), before(inner - 2, 1), static_cast<int64_t>(width()), sums_);
     }
 
     // Encoder: weights from the original, as if its values carried the quantizer's noise.

@@ -64,8 +64,8 @@ inline int32_t quantize(T x, double prediction, double step, double inverse, dou
 template <class T, class Coder>
 class ClosedLoop {
   public:
-    ClosedLoop(Chunk<T>& chunk, int64_t size, Coder& coder)
-        : chunk_(chunk), residual_(coder), codes_(static_cast<std::size_t>(size)) {}
+    ClosedLoop(Chunk<T>& chunk, int64_t size, Coder& coder, bool zeros)
+        : chunk_(chunk), residual_(coder, zeros), codes_(static_cast<std::size_t>(size)) {}
 
     bool unused_outliers() const { return used_ != chunk_.outliers.size(); }
 

@@ -214,6 +214,7 @@ struct InterpolationPlan {
     int64_t frames = 1;
     bool reversed = false;   // order of the classes
     bool reference = false;  // every frame but the first refers to the one before
+    bool zeros = false;      // see ResidualCoder
     double step = 0;         // quantizer step of the finest level
     int alpha16 = 16;        // step of level l = step / min(alpha^l, beta), both in 1/16
     int beta16 = 16;
@@ -243,7 +244,7 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
     using Base::unused_outliers;
 
     InterpolationCoder(const InterpolationPlan& plan, Chunk<T>& chunk, Coder& coder)
-        : Base(chunk, plan.frame.size * plan.frames, coder), plan_(plan), order_(class_order(plan.frame.n, plan.reversed)),
+        : Base(chunk, plan.frame.size * plan.frames, coder, plan.zeros), plan_(plan), order_(class_order(plan.frame.n, plan.reversed)),
           known_(2 * kFitLevels * order_.size()), weights_(known_.size()) {
         const std::size_t width = static_cast<std::size_t>(plan.frame.dim[static_cast<std::size_t>(plan.frame.n - 1)]);
         prediction_.resize(width);
@@ -399,7 +400,7 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
             uint32_t west2 = 0;
             for (int64_t i = 0; i < line.count; ++i) {
                 int64_t here = at + i * line.dx;
-                if ((magnitude(context.west) | west2) == 0 && i + kQuietBlock <= line.count &&
+                if (expected[i] == 0 && (magnitude(context.west) | west2) == 0 && i + kQuietBlock <= line.count &&
                     among_zeros(expected + i, here, line.dx)) {
                     const int zeros = residual_.code_quiet(group, Coder::decoding ? 0 : leading_zeros(quantized + i));
                     for (int k = 0; k < zeros; ++k, ++i, here += line.dx) chunk_.out[here] = reconstruct<T>(prediction[i], 0, step);

@@ -91,3 +91,46 @@ AESZ_TARGET void quantize_all(const T* data, int64_t distance, int64_t count, co
     const int64_t d = Distance ? Distance : distance;
     for (int64_t i = 0; i < count; ++i) code[i] = quantize<T>(data[i * d], prediction[i], step, inverse, tolerance);
 }
+
+// The causal predictor: taps on the lines before, in order.
+template <class T>
+AESZ_TARGET void add_taps(const T* line, const int64_t* offset, const double* coefficient, int taps, int64_t count,
+                          double* AESZ_RESTRICT out) {
+    for (int64_t i = 0; i < count; ++i) out[i] = 0.0;
+    for (int k = 0; k < taps; ++k) {
+        const double c = coefficient[k];
+        const T* x = line + offset[k];
+        if (c == 0.0) continue;
+        for (int64_t i = 0; i < count; ++i) out[i] += c * static_cast<double>(x[i]);
+    }
+}
+
+AESZ_TARGET inline void gather_causal(const int16_t* north, const int16_t* north2, const int16_t* plane, int64_t count,
+                                      uint32_t* AESZ_RESTRICT expected, uint32_t* AESZ_RESTRICT near, uint32_t* AESZ_RESTRICT other,
+                                      int32_t* AESZ_RESTRICT norths) {
+    for (int64_t i = 0; i < count; ++i) {
+        expected[i] = near[i] = other[i] = 0;
+        norths[i] = 0;
+    }
+    if (north) {
+        for (int64_t i = 0; i < count; ++i) {
+            norths[i] = north[i];
+            near[i] = 8 * magnitude(north[i]);
+            expected[i] = 4 * magnitude(north[i]);
+        }
+        for (int64_t i = 1; i < count; ++i) expected[i] += magnitude(north[i - 1]);
+        for (int64_t i = 0; i + 1 < count; ++i) {
+            expected[i] += 2 * magnitude(north[i + 1]);
+            near[i] += 8 * magnitude(north[i + 1]);
+        }
+    }
+    if (north2)
+        for (int64_t i = 0; i < count; ++i) expected[i] += magnitude(north2[i]);
+    if (plane) {
+        for (int64_t i = 0; i < count; ++i) {
+            other[i] = 16 * magnitude(plane[i]);
+            expected[i] += 3 * magnitude(plane[i]);
+        }
+        for (int64_t i = 0; i + 1 < count; ++i) expected[i] += magnitude(plane[i + 1]);
+    }
+}

@@ -96,4 +96,16 @@ inline void gather_line(const int16_t* codes, const NeighbourLines& lines, int64
 
 #undef AESZ_DISPATCH
 
+// The causal predictor's sums over the lines before: coefficient times value, in the order of the taps.
+template <class T>
+void add_taps(const T* line, const int64_t* offset, const double* coefficient, int taps, int64_t count, double* out) {
+    kAvx2 ? avx2::add_taps(line, offset, coefficient, taps, count, out) : portable::add_taps(line, offset, coefficient, taps, count, out);
+}
+
+// The causal predictor's contexts; a line that is not there is null.
+inline void gather_causal(const int16_t* north, const int16_t* north2, const int16_t* plane, int64_t count, LineSums& sums) {
+    const auto run = kAvx2 ? avx2::gather_causal : portable::gather_causal;
+    run(north, north2, plane, count, sums.expected.data(), sums.near.data(), sums.other.data(), sums.north.data());
+}
+
 }  // namespace aesz

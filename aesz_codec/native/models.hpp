@@ -171,7 +171,7 @@ struct alignas(64) Distribution {
 
   private:
     template <class Prior>
-    void rebuild(const Prior& prior) {
+    AESZ_RARE void rebuild(const Prior& prior) {
         interval = static_cast<uint16_t>(interval * 2u < Longest ? interval * 2u : Longest);
         wait = interval;
         const uint64_t scale = (uint64_t{32768 - kSymbols} << 46) / ((total + uint64_t{kPriorCount}) << 15);

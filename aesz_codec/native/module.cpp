@@ -50,7 +50,7 @@ void check_end(const RangeDecoder& decoder) {
 struct Parameters {
     double step, offset;
     int batch;  // leading axes that are frames
-    bool reference, reversed;
+    bool reference, reversed, zeros;
     int alpha16, beta16;
 };
 
@@ -64,6 +64,7 @@ InterpolationPlan interpolation_plan(const Array& array, const Parameters& p) {
     plan.offset = p.offset;
     plan.reference = p.reference;
     plan.reversed = p.reversed;
+    plan.zeros = p.zeros;
     plan.alpha16 = p.alpha16;
     plan.beta16 = p.beta16;
     if (!(plan.step > 0) || plan.alpha16 < 16 || plan.beta16 < 16) throw std::invalid_argument("step, alpha or beta out of range");
@@ -99,8 +100,8 @@ void decode_with(const nb::bytes& codes, const nb::bytes& outliers, Output<T>& o
 
 template <class T>
 nb::tuple encode_interpolation(Input<T> data, Mask mask, double tolerance, double step, double offset, int batch, bool reference,
-                               bool reversed, int alpha16, int beta16) {
-    const InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, reversed, alpha16, beta16});
+                               bool reversed, bool zeros, int alpha16, int beta16) {
+    const InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, reversed, zeros, alpha16, beta16});
     return encode_with<T>(data, mask, tolerance, [&](Chunk<T>& chunk, RangeEncoder& encoder) {
         InterpolationCoder<T, RangeEncoder>(plan, chunk, encoder).run();
     });
@@ -108,8 +109,8 @@ nb::tuple encode_interpolation(Input<T> data, Mask mask, double tolerance, doubl
 
 template <class T>
 void decode_interpolation(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, int batch,
-                          bool reference, bool reversed, int alpha16, int beta16) {
-    const InterpolationPlan plan = interpolation_plan(out, {step, offset, batch, reference, reversed, alpha16, beta16});
+                          bool reference, bool reversed, bool zeros, int alpha16, int beta16) {
+    const InterpolationPlan plan = interpolation_plan(out, {step, offset, batch, reference, reversed, zeros, alpha16, beta16});
     decode_with<T>(codes, outliers, out, mask, [&](Chunk<T>& chunk, RangeDecoder& decoder) {
         InterpolationCoder<T, RangeDecoder> coder(plan, chunk, decoder);
         coder.run();
@@ -118,17 +119,18 @@ void decode_interpolation(nb::bytes codes, nb::bytes outliers, Output<T> out, Ma
 }
 
 template <class T>
-nb::tuple encode_causal(Input<T> data, Mask mask, double tolerance, double step, double offset) {
+nb::tuple encode_causal(Input<T> data, Mask mask, double tolerance, double step, double offset, bool zeros) {
     if (!(step > 0)) throw std::invalid_argument("step out of range");
-    const CausalPlan plan{shape_of(data), step, offset};
+    const CausalPlan plan{shape_of(data), step, offset, zeros};
     return encode_with<T>(data, mask, tolerance,
                           [&](Chunk<T>& chunk, RangeEncoder& encoder) { CausalCoder<T, RangeEncoder>(plan, chunk, encoder).run(); });
 }
 
 template <class T>
-void decode_causal(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset) {
+void decode_causal(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset,
+                   bool zeros) {
     if (!(step > 0)) throw std::invalid_argument("step out of range");
-    const CausalPlan plan{shape_of(out), step, offset};
+    const CausalPlan plan{shape_of(out), step, offset, zeros};
     decode_with<T>(codes, outliers, out, mask, [&](Chunk<T>& chunk, RangeDecoder& decoder) {
         CausalCoder<T, RangeDecoder> coder(plan, chunk, decoder);
         coder.run();
@@ -201,22 +203,22 @@ void exp2_into(Input<double> x, Output<double> out) {
     nb::gil_scoped_release release;
     for (std::size_t i = 0; i < x.size(); ++i) {
         const double v = x.data()[i];
-        out.data()[i] = exp2_exact(v < -1100.0 ? -1100.0 : v > 1100.0 ? 1100.0 : v);
+        out.data()[i] = exp2_exact(v != v ? 0.0 : v < -1100.0 ? -1100.0 : v > 1100.0 ? 1100.0 : v);
     }
 }
 
 template <class T>
 void bind_floating(nb::module_& m) {
     m.def("encode_interpolation", &encode_interpolation<T>, nb::arg("data"), nb::arg("mask").none(), nb::arg("tolerance"),
-          nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"), nb::arg("alpha16"),
-          nb::arg("beta16"));
+          nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"), nb::arg("zeros"),
+          nb::arg("alpha16"), nb::arg("beta16"));
     m.def("decode_interpolation", &decode_interpolation<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"),
-          nb::arg("alpha16"), nb::arg("beta16"));
+          nb::arg("zeros"), nb::arg("alpha16"), nb::arg("beta16"));
     m.def("encode_causal", &encode_causal<T>, nb::arg("data"), nb::arg("mask").none(), nb::arg("tolerance"), nb::arg("step"),
-          nb::arg("offset"));
+          nb::arg("offset"), nb::arg("zeros"));
     m.def("decode_causal", &decode_causal<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
-          nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"));
+          nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("zeros"));
 }
 
 template <class U>
@@ -229,7 +231,7 @@ void bind_lossless(nb::module_& m) {
 
 NB_MODULE(_core, m) {
     m.doc() = "Native core of aesz_codec: prediction, quantization and entropy coding of whole chunks.";
-    nb::exception<CorruptStream>(m, "CorruptData", PyExc_ValueError);
+    nb::exception<CorruptStream>(m, "CorruptDataError", PyExc_ValueError);
     bind_floating<float>(m);
     bind_floating<double>(m);
     bind_lossless<uint8_t>(m);

@@ -8,8 +8,10 @@
 
 #if defined(_MSC_VER)
 #define AESZ_RESTRICT __restrict
+#define AESZ_RARE __declspec(noinline)
 #else
 #define AESZ_RESTRICT __restrict__
+#define AESZ_RARE __attribute__((noinline, cold))
 #endif
 
 namespace aesz {

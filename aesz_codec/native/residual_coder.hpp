@@ -39,7 +39,9 @@ constexpr int kQuietBits = 3, kQuietBlock = 1 << kQuietBits;  // codes among zer
 template <class Coder>
 class ResidualCoder {
   public:
-    explicit ResidualCoder(Coder& coder) : coder_(coder), models_(std::make_unique<Models>()) {}
+    // `zeros`: whether a mixed binary decision singles out zeros where they prevail.
+    ResidualCoder(Coder& coder, bool zeros)
+        : coder_(coder), binary_below_(zeros ? kBinaryBelow : 0), models_(std::make_unique<Models>()) {}
 
     int32_t code(const Context& c, int32_t value) {
         Models& m = *models_;
@@ -49,7 +51,7 @@ class ResidualCoder {
         const int32_t sign = 16 * (2 * c.west + c.north), expected = static_cast<int32_t>(c.expected);
         const int bias = 2 + (sign > 0) + (sign > expected) - (sign < 0) - (sign < -expected);
         const int variant = relative * 5 + bias;
-        if (scale >= kBinaryBelow) return symbol(m.any[scale], m.any_child[c.group][scale][variant], scale, value);
+        if (scale >= binary_below_) return symbol(m.any[scale], m.any_child[c.group][scale][variant], scale, value);
 
         const int n = std::min(near / 2, 15), o = std::min(scale_class(c.other) / 2, 15);
         const int w = static_cast<int>(std::min(magnitude(c.west), 3u) * 4 + std::min(magnitude(c.north), 3u));
@@ -81,7 +83,7 @@ class ResidualCoder {
     }
 
   private:
-    static constexpr int kBinaryBelow = 6;
+    static constexpr int kBinaryBelow = 8;
     static constexpr int kLonely = 12;  // the variant whose neighbours are all 0
 
     static int shift_of(int scale) { return std::max(0, scale / 4 - 3); }
@@ -101,21 +103,21 @@ class ResidualCoder {
         }
         Child& child = m.children[slot - 1u];
         const bool outlier = value == kOutlier;
-        int32_t high = value >> shift;
-        int token = outlier ? 0 : std::clamp(high, -16, 15) + 16;
+        int64_t high = value >> shift;  // a damaged stream may say more than 32 bits hold
+        int token = outlier ? 0 : static_cast<int>(std::clamp<int64_t>(high, -16, 15)) + 16;
         token = coder_.symbol(token, child);
         parent.now.add(token, parent.law);
         child.add(token, parent.now);
         if (token == 0) {
             if (code_bit(coder_, m.outlier, outlier)) return kOutlier;
-            high = -16 - static_cast<int32_t>(code_golomb(coder_, m.beyond, static_cast<uint32_t>(-16 - high)));
+            high = -16 - static_cast<int64_t>(code_golomb(coder_, m.beyond, static_cast<uint32_t>(-16 - high)));
         } else if (token == 31) {
-            high = 15 + static_cast<int32_t>(code_golomb(coder_, m.beyond, static_cast<uint32_t>(high - 15)));
+            high = 15 + static_cast<int64_t>(code_golomb(coder_, m.beyond, static_cast<uint32_t>(high - 15)));
         } else {
             high = token - 16;
         }
         const uint32_t low = shift ? coder_.raw(static_cast<uint32_t>(value) & ((1u << shift) - 1), shift) : 0;
-        const int64_t result = static_cast<int64_t>(high) * (1 << shift) + low;
+        const int64_t result = high * (1 << shift) + low;
         return static_cast<int32_t>(std::clamp<int64_t>(result, -kLargestCode, kLargestCode));
     }
 
@@ -157,6 +159,7 @@ class ResidualCoder {
     };
 
     Coder& coder_;
+    int binary_below_;
     std::unique_ptr<Models> models_;
 };
 

@@ -10,8 +10,8 @@ chunk.  Lorenzo's predictor is the special case west + north - northwest.
       b b b            n n n n n        quantized, in the stream (2 to 18 integers)
       . b .            w w x
 
-Papers: Ibarria et al. 2003 (Lorenzo), Tao et al. 2017 (SZ).  Format: ``docs/format.md``, section 11.  Choose it for tight bounds, from
-about three bits a value, and for hourly series; about 50 ns a value.
+Papers: Ibarria et al. 2003 (Lorenzo), Tao et al. 2017 (SZ).  Format: ``docs/format.md``, section 11.  Choose it for tight
+bounds, from about three bits a value, and for hourly series; about 50 ns a value.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .. import _core
-from ..stream import Method, Reader, Writer
+from ..stream import Method, Reader, Writer, corrupt
 
 if TYPE_CHECKING:
     from . import Floats, Mask, Quantizer
@@ -31,14 +31,16 @@ __all__ = ["Causal"]
 
 @dataclass(frozen=True, slots=True)
 class Causal:
-    """Has no choices but its weights, which are among the codes."""
+    """Has one choice besides its weights, which are among the codes: ``zeros``, as in `Interpolation`."""
+
+    zeros: bool = False
 
     method: ClassVar[Method] = Method.CAUSAL
 
     @classmethod
     def candidates(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
         """See `Predictor`."""
-        yield cls()
+        yield cls(zeros=effort == "max")
 
     def refinements(self, effort: str) -> Iterator[Self]:
         """See `Predictor`."""
@@ -47,7 +49,7 @@ class Causal:
     def encode(self, data: Floats, mask: Mask, quantizer: Quantizer) -> tuple[bytes, bytes]:
         """See `Predictor`."""
         codes, outliers = _core.encode_causal(
-            data, mask, quantizer.tolerance, quantizer.step, quantizer.offset
+            data, mask, quantizer.tolerance, quantizer.step, quantizer.offset, self.zeros
         )
         return codes, outliers
 
@@ -55,19 +57,22 @@ class Causal:
         self, codes: bytes, outliers: bytes, out: Floats, mask: Mask, step: float, offset: float
     ) -> None:
         """See `Predictor`."""
-        _core.decode_causal(codes, outliers, out, mask, step, offset)
+        _core.decode_causal(codes, outliers, out, mask, step, offset, self.zeros)
 
     def pack(self, step: float, offset: float) -> bytes:
         """See `Predictor`."""
-        return Writer().pack("dd", step, offset).done()
+        return Writer().pack("ddB", step, offset, self.zeros).done()
 
     @classmethod
     def unpack(cls, plan: Reader) -> tuple[Self, float, float]:
         """See `Predictor`."""
         step, offset = plan.unpack("dd")
+        zeros = plan.byte()
         plan.end()
-        return cls(), step, offset
+        if zeros > 1:
+            raise corrupt("plan", f"flags {zeros}", "0 or 1")
+        return cls(bool(zeros)), step, offset
 
     def describe(self) -> dict[str, Any]:
         """See `Predictor`."""
-        return {}
+        return {"zeros": self.zeros}

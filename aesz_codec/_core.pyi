@@ -1,0 +1,50 @@
+"""The native core: prediction, quantization and entropy coding of whole chunks (aesz_codec/native/module.cpp)."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+_Bytes = npt.NDArray[np.uint8]
+
+class CorruptDataError(ValueError): ...
+
+def encode_interpolation(
+    data: _Floats,
+    mask: _Bytes | None,
+    tolerance: float,
+    step: float,
+    offset: float,
+    batch: int,
+    reference: bool,
+    reversed: bool,
+    zeros: bool,
+    alpha16: int,
+    beta16: int,
+) -> tuple[bytes, bytes]: ...
+def decode_interpolation(
+    codes: bytes,
+    outliers: bytes,
+    out: _Floats,
+    mask: _Bytes | None,
+    step: float,
+    offset: float,
+    batch: int,
+    reference: bool,
+    reversed: bool,
+    zeros: bool,
+    alpha16: int,
+    beta16: int,
+) -> None: ...
+def encode_causal(
+    data: _Floats, mask: _Bytes | None, tolerance: float, step: float, offset: float, zeros: bool
+) -> tuple[bytes, bytes]: ...
+def decode_causal(
+    codes: bytes, outliers: bytes, out: _Floats, mask: _Bytes | None, step: float, offset: float, zeros: bool
+) -> None: ...
+def encode_lossless(values: npt.NDArray[Any], dims: int, order: int) -> bytes: ...
+def decode_lossless(codes: bytes, values: npt.NDArray[Any], dims: int, order: int) -> None: ...
+def encode_labels(labels: _Bytes) -> bytes: ...
+def decode_labels(codes: bytes, labels: _Bytes) -> None: ...
+def exp2_into(x: npt.NDArray[np.float64], out: npt.NDArray[np.float64]) -> None: ...
