@@ -170,7 +170,7 @@ class CausalCoder : ClosedLoop<T, Coder> {
         const int m = taps_ - 1;
         NormalEquations equations;
         equations.n = m;
-        const int64_t skip = std::max<int64_t>(1, shape.size / 12000) | 1;
+        const int64_t skip = std::max<int64_t>(1, shape.size / std::clamp<int64_t>(shape.size / 32, 3000, 12000)) | 1;
         const uint32_t all = (1u << taps_) - 1;
         double feature[kMaxTaps];
         for (int64_t at = 0; at < shape.size; at += skip) {

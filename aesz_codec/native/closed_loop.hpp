@@ -55,9 +55,9 @@ template <class T>
 inline int32_t quantize(T x, double prediction, double step, double inverse, double tolerance) {
     const double q = (static_cast<double>(x) - prediction) * inverse;
     if (!(std::abs(q) < kLargestCode)) return kOutlier;
-    const int32_t code = static_cast<int32_t>((q + 6755399441055744.0) - 6755399441055744.0);  // to nearest
-    const double error = static_cast<double>(x) - static_cast<double>(reconstruct<T>(prediction, code, step));
-    return std::abs(error) <= tolerance ? code : kOutlier;
+    const double code = (q + 6755399441055744.0) - 6755399441055744.0;  // to the nearest integer
+    const double error = static_cast<double>(x) - static_cast<double>(static_cast<T>(prediction + code * step));
+    return std::abs(error) <= tolerance ? static_cast<int32_t>(code) : kOutlier;
 }
 
 // Codes values one after the other and remembers their codes for the contexts.

@@ -468,7 +468,8 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
     };
 
     Weights fit(const ClassGeometry& geometry, int set, int level, const std::vector<Sample>& samples) const {
-        constexpr int64_t kEnough = 6000, kTooFew = 64;
+        constexpr int64_t kTooFew = 64;
+        const int64_t enough = std::clamp<int64_t>(plan_.frame.size * plan_.frames / 64, 1500, 6000);  // less for a trial
         const int64_t s = int64_t{1} << level;
         const int inner = plan_.frame.n - 1;
         const Line line = line_of(set, s);
@@ -476,7 +477,7 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
         int64_t lines = 0;
         for_each_line(set, s, [&](int64_t, const auto&) { ++lines; });
         const int64_t points = lines * line.count * static_cast<int64_t>(samples.size());
-        const int64_t skip = std::max<int64_t>(1, points / kEnough);
+        const int64_t skip = std::max<int64_t>(1, points / enough);
         NormalEquations equations;
         equations.n = geometry.layout.count();
         int64_t seen = 0;

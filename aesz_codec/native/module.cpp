@@ -207,6 +207,23 @@ void exp2_into(Input<double> x, Output<double> out) {
     }
 }
 
+// Whether no value is further from the original than the tolerance; false also if a value is not finite.
+template <class T>
+bool within(Input<T> original, Input<T> reconstruction, double tolerance) {
+    if (original.size() != reconstruction.size()) throw std::invalid_argument("sizes differ");
+    nb::gil_scoped_release release;
+    constexpr std::size_t kBlock = 4096;
+    const T *x = original.data(), *y = reconstruction.data();
+    for (std::size_t i = 0; i < original.size(); i += kBlock) {
+        const std::size_t end = std::min(original.size(), i + kBlock);
+        int outside = 0;
+        for (std::size_t k = i; k < end; ++k)
+            outside |= !(std::abs(static_cast<double>(x[k]) - static_cast<double>(y[k])) <= tolerance);
+        if (outside) return false;
+    }
+    return true;
+}
+
 template <class T>
 void bind_floating(nb::module_& m) {
     m.def("encode_interpolation", &encode_interpolation<T>, nb::arg("data"), nb::arg("mask").none(), nb::arg("tolerance"),
@@ -217,6 +234,7 @@ void bind_floating(nb::module_& m) {
           nb::arg("zeros"), nb::arg("alpha16"), nb::arg("beta16"));
     m.def("encode_causal", &encode_causal<T>, nb::arg("data"), nb::arg("mask").none(), nb::arg("tolerance"), nb::arg("step"),
           nb::arg("offset"), nb::arg("zeros"));
+    m.def("within", &within<T>, nb::arg("original"), nb::arg("reconstruction"), nb::arg("tolerance"));
     m.def("decode_causal", &decode_causal<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("zeros"));
 }

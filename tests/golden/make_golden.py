@@ -1,0 +1,495 @@
+"""Write the golden streams: ``python tests/golden/make_golden.py [--force]``.
+
+``1.0/`` holds streams of that format version and ``1.0/index.json`` what they decode to; ``reject/`` holds streams that must
+fail and the name of the error.  Files that are there stay as they are: a released stream is decoded forever.  ``--force``
+writes everything anew, which is right only for a format that was never released.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import math
+import struct
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from aesz_codec import _core, pipeline
+from aesz_codec.bounds import ErrorBound
+from aesz_codec.errors import CorruptStreamError
+from aesz_codec.predictors import Causal, Interpolation, Predictor, Quantizer
+from aesz_codec.stream import FORMAT_VERSION, Method, Section, Stream, Transform, Writer
+
+HERE = Path(__file__).parent
+LARGEST = 2000  # bytes of a golden stream
+LOSSLESS = ErrorBound("lossless", None)
+
+
+def field(*shape: int, noise: float = 0.125) -> np.ndarray:
+    """Parabolas along the axes and noise, by exact operations alone: alike on every machine."""
+    values = np.zeros(shape)
+    for axis, n in enumerate(shape):
+        x = np.arange(n, dtype=np.float64).reshape([-1 if a == axis else 1 for a in range(len(shape))])
+        values += x * (n - 1 - x) * 0.0625
+    return values + noise * (uniform(*shape) - 0.5)
+
+
+def uniform(*shape: int, multiplier: int = 2654435761) -> np.ndarray:
+    """Numbers from 0 to 1 that look random."""
+    i = np.arange(math.prod(shape), dtype=np.uint64)
+    x = (i * np.uint64(multiplier) ^ (i >> np.uint64(3)) * np.uint64(40503)) & np.uint64(0xFFFFFF)
+    return x.astype(np.float64).reshape(shape) / 2**24
+
+
+def forced(
+    predictor: Predictor,
+    data: np.ndarray,
+    step: float = 0.25,
+    *,
+    dtype: str | None = None,
+    transform: Transform = Transform.NONE,
+    labels: np.ndarray | None = None,
+    specials: tuple[float, ...] = (np.nan,),
+) -> Stream:
+    """Return a stream of this predictor, whatever it costs; values with a label are `specials`."""
+    codes, outliers = predictor.encode(data, labels, Quantizer(step / 2, step, 0.5))
+    kind = np.dtype(dtype or data.dtype)
+    stream = Stream(kind, data.shape, "abs", step / 2, step / 2, predictor.method, transform)
+    stream.sections[Section.PLAN] = predictor.pack(step, 0.5)
+    stream.sections[Section.CODES] = codes
+    if outliers:
+        stream.sections[Section.OUTLIERS] = outliers
+    if labels is not None:
+        values = np.array(specials, kind).tobytes()
+        stream.sections[Section.LABELS] = bytes([len(specials)]) + values + _core.encode_labels(labels)
+    return stream
+
+
+def exact(data: np.ndarray, dims: int) -> Stream:
+    """Return a stream of method 3."""
+    codes = _core.encode_lossless(
+        data.view(f"u{data.itemsize}"), dims, {"f": 2, "i": 1, "u": 0}[data.dtype.kind]
+    )
+    sections = {Section.PLAN: bytes([dims]), Section.CODES: codes}
+    return Stream(data.dtype, data.shape, "lossless", 0.0, 0.0, Method.LOSSLESS, sections=sections)
+
+
+def corrections(places: list[int], values: np.ndarray) -> bytes:
+    """Return the section of that name."""
+    writer = Writer().varint(len(places))
+    for gap in np.diff(places, prepend=-1):
+        writer.varint(int(gap) - 1)
+    return writer.raw(values.tobytes()).done()
+
+
+def resealed(stream: bytes, at: int, change: bytes) -> bytes:
+    """Put other bytes into a header and mend its checksum."""
+    header = stream[: Stream.from_bytes(stream, payloads=False).overhead - 8]
+    rest = stream[len(header) + 4 :]
+    header = header[:at] + change + header[at + len(change) :]
+    return header + struct.pack("<I", zlib.crc32(header)) + rest
+
+
+# ---- streams that decode
+
+
+def accepted() -> Iterator[tuple[str, bytes]]:
+    """Yield names and streams, one feature each."""
+    yield from _written_by_the_encoder()
+    yield from _interpolations()
+    yield from _causals()
+    yield from _codes()
+    yield from _specials()
+    yield from _transforms()
+    yield from _exact()
+    yield "corrections", _corrected().to_bytes()
+    layout = np.asfortranarray(field(5, 6).astype(">f4"))
+    yield "flags", pipeline.encode(layout, ErrorBound("abs", 0.25), keep_layout=True)
+    yield "later_minor", resealed(forced(Causal(), field(5, 6)).to_bytes(), 5, b"\x07")
+
+
+def _written_by_the_encoder() -> Iterator[tuple[str, bytes]]:
+    for mode, value in (("abs", 0.25), ("range_rel", 0.01), ("pw_rel", 0.01)):
+        yield f"mode_{mode}", pipeline.encode(field(12, 13) + 1, ErrorBound(mode, value))
+    yield "mode_lossless", pipeline.encode(field(6, 7).astype("f4"), LOSSLESS)
+    yield "scalar", pipeline.encode(np.float32(2.5), ErrorBound("abs", 0.25))
+    yield "one_value", pipeline.encode(np.array([[[3.25]]]), LOSSLESS)
+    yield "no_values", pipeline.encode(np.empty((3, 0, 2), "f4"), LOSSLESS)
+    yield "constant", pipeline.encode(np.full((30, 40), -0.0, "f4"), ErrorBound("abs", 0.25))
+    yield "constant_nan", pipeline.encode(np.full((7, 3), np.nan), ErrorBound("abs", 0.25))
+    padded = np.full((9, 4, 30), -9999.0, "f4")
+    padded[:6, :4, :17] = field(6, 4, 17)
+    yield "crop", pipeline.encode(padded, ErrorBound("abs", 0.25))
+    yield "six_axes", pipeline.encode(field(2, 3, 2, 3, 2, 5), ErrorBound("abs", 0.5))
+    yield "axes_of_size_1", pipeline.encode(field(1, 9, 1, 8, 1), ErrorBound("abs", 0.25))
+
+
+def _interpolations() -> Iterator[tuple[str, bytes]]:
+    for shape in ((75,), (15, 22), (5, 7, 11), (3, 4, 5, 6)):
+        for name in ("float32", "float64"):
+            yield (
+                f"interpolation_{len(shape)}d_{name}",
+                forced(Interpolation(), field(*shape).astype(name)).to_bytes(),
+            )
+    frames = field(4, 3, 6, 7, noise=1).astype("f4")
+    for batch in (1, 2, 3):
+        yield f"frames_{batch}", forced(Interpolation(batch), frames).to_bytes()
+        yield f"frames_{batch}_reference", forced(Interpolation(batch, reference=True), frames).to_bytes()
+    yield "reversed", forced(Interpolation(reversed=True), field(7, 8, 9)).to_bytes()
+    everything = Interpolation(1, reference=True, reversed=True, alpha16=20, beta16=33)
+    yield "frames_reversed_steps", forced(everything, field(3, 11, 13)).to_bytes()
+    yield "steps", forced(Interpolation(alpha16=24, beta16=40), field(20, 33).astype("f4")).to_bytes()
+    yield "fitted_weights", forced(Interpolation(), field(40, 50, noise=1), 2.0).to_bytes()
+    yield "default_weights_of_coarse_levels", forced(Interpolation(), field(3, 300, noise=1), 64.0).to_bytes()
+
+
+def _causals() -> Iterator[tuple[str, bytes]]:
+    for shape in ((60,), (15, 22), (5, 7, 11), (3, 4, 5, 6)):
+        for name in ("float32", "float64"):
+            yield f"causal_{len(shape)}d_{name}", forced(Causal(), field(*shape).astype(name)).to_bytes()
+    yield "causal_narrow", forced(Causal(), field(4, 9, 3)).to_bytes()
+
+
+def _codes() -> Iterator[tuple[str, bytes]]:
+    quiet = np.zeros((3, 20, 70), "f4")
+    quiet[1, 5:8, 20:26] = field(3, 6, noise=8)
+    quiet[2, ::9, ::13] = 1
+    for predictor, name in (
+        (Interpolation(), "interpolation"),
+        (Interpolation(zeros=True), "interpolation_zeros"),
+        (Interpolation(1, reference=True, zeros=True), "frames_zeros"),
+        (Causal(), "causal"),
+        (Causal(zeros=True), "causal_zeros"),
+    ):
+        yield f"quiet_{name}", forced(predictor, quiet).to_bytes()
+        for step in (1.0, 0.25):
+            small = forced(predictor, field(17, 25, noise=1), step).to_bytes()
+            yield f"small_codes_{name}_{4 * step:.0f}", small
+        medium = forced(predictor, field(14, 19, noise=64), 2.0**-4).to_bytes()
+        yield f"medium_codes_{name}", medium
+        yield f"large_codes_{name}", forced(predictor, field(9, 13, noise=64), 2.0**-20).to_bytes()
+        wild = field(7, 12).astype("f4")
+        wild[2, 3], wild[2, 4], wild[6, 11], wild[0, 0] = 1e30, -3e38, 1e12, -1e20
+        yield f"outliers_{name}", forced(predictor, wild).to_bytes()
+
+
+def _specials() -> Iterator[tuple[str, bytes]]:
+    data = field(4, 9, 13).astype("f4")
+    masked = (uniform(4, 9, 13, multiplier=69069) < 0.25).astype(np.uint8)
+    masked[1, 2:5] = 1
+    masked[0, 0, :2] = 1
+    for predictor, name in (
+        (Interpolation(), "interpolation"),
+        (Interpolation(1, reference=True), "frames"),
+        (Causal(), "causal"),
+    ):
+        yield f"labels_{name}", forced(predictor, data, labels=masked).to_bytes()
+    rare = np.ones((3, 1500), np.uint8)
+    rare[0, :3] = rare[2, 1400:] = 0
+    yield "labels_everywhere", forced(Causal(), field(3, 1500).astype("f4"), labels=rare).to_bytes()
+    payloads = np.frombuffer(bytes.fromhex("0100807f 0200c07f 0300c0ff 000080ff 0000807f 00000080"), "<f4")
+    specials = (*payloads, *np.arange(9, dtype="f4"))
+    labels = (uniform(6, 20, multiplier=69069) * 40).astype(np.uint8)
+    labels[labels > 15] = 0
+    yield (
+        "labels_15",
+        forced(Causal(), field(6, 20).astype("f4"), labels=labels, specials=specials).to_bytes(),
+    )
+    ocean = field(14, 15) + 1
+    ocean[3:9, 2:7] = np.nan
+    ocean[4, 9:] = -1e20
+    ocean[10, 2] = np.inf
+    yield "labels_of_the_encoder", pipeline.encode(ocean, ErrorBound("abs", 0.25))
+    signed = field(2, 9, 10).astype("f4") - 1
+    signed[:, 3, :4] = 0
+    yield "signs", pipeline.encode(signed, ErrorBound("pw_rel", 0.05))
+
+
+def _transforms() -> Iterator[tuple[str, bytes]]:
+    for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"):
+        yield f"integer_{name}", pipeline.encode((field(9, 10) * 8).astype(name), ErrorBound("abs", 2))
+        limits = np.concatenate([np.linspace(-(2.0**65), 2.0**65, 9), np.arange(-4.25, 4.5, 0.75)])
+        stream = forced(Causal(), limits, 0.5, dtype=name, transform=Transform.INTEGER)
+        yield f"integer_limits_{name}", stream.to_bytes()
+    for name in ("float16", "float32", "float64"):
+        limits = np.concatenate([np.linspace(-1200, 1200, 25), np.linspace(-1, 1, 9)])
+        stream = forced(Causal(), limits, 2.0**-8, dtype=name, transform=Transform.LOGARITHM)
+        signs = np.arange(limits.size, dtype=np.uint8) // 3 % 2
+        stream.sections[Section.SIGNS] = _core.encode_labels(signs)
+        yield f"logarithm_{name}", stream.to_bytes()
+
+
+def _exact() -> Iterator[tuple[str, bytes]]:
+    for name in (
+        "float16",
+        "float32",
+        "float64",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+    ):
+        yield f"lossless_{name}", exact((field(6, 7) * 4).astype(name), 2).to_bytes()
+    for dims in range(4):
+        yield f"lossless_over_{dims}_axes", exact((field(2, 3, 4, 5) * 64).astype("i2"), dims).to_bytes()
+    bits = np.array([0x7F800001, 0xFFC00002, 0x80000000, 0, 1, 0x7F800000, 0xFF800000], "u4")
+    yield "lossless_nan", exact(bits.view("f4"), 1).to_bytes()
+    noise = (uniform(148) * 256).astype(np.uint8)
+    noise[::2] = 7
+    yield "bytes", pipeline.encode(noise.view("f4"), LOSSLESS)
+    yield "bytes_zstd", pipeline.encode(np.tile(noise.view("f4"), 9), LOSSLESS)
+
+
+def _corrected() -> Stream:
+    stream = forced(Causal(), field(6, 40).astype("f4"))
+    stream.shape = (7, 40)
+    stream.sections[Section.CROP] = Writer().varint(6).varint(40).raw(np.float32(2).tobytes()).done()
+    stream.sections[Section.CORRECTIONS] = corrections([0, 1, 77, 239, 240, 279], np.arange(6, dtype="f4"))
+    return stream
+
+
+# ---- streams that must fail
+
+
+def rejected() -> Iterator[tuple[str, str, bytes]]:
+    """Yield names, the class of the error, and streams."""
+    sound = forced(Causal(), field(5, 6).astype("f4"))
+    whole = sound.to_bytes()
+    header = sound.from_bytes(whole).overhead - 8
+    truncated, corrupt, unsupported = "TruncatedStreamError", "CorruptStreamError", "UnsupportedFormatError"
+    for name, n in (("nothing", 0), ("magic_cut", 3), ("header_cut", 20), ("header_alone", header + 4)):
+        yield name, truncated, whole[:n]
+    yield "payload_cut", truncated, whole[:-5]
+    yield "checksum_cut", truncated, whole[:-1]
+    yield "magic", corrupt, b"AESX" + whole[4:]
+    yield "more_bytes", corrupt, whole + b"\x00"
+    yield "header_checksum", corrupt, whole[:header] + bytes([whole[header] ^ 1]) + whole[header + 1 :]
+    yield "header_bit", corrupt, whole[:20] + bytes([whole[20] ^ 16]) + whole[21:]
+    yield "payload_bit", corrupt, whole[:-10] + bytes([whole[-10] ^ 16]) + whole[-9:]
+    yield "major_2", unsupported, resealed(whole, 4, b"\x02")
+    yield "major_0", unsupported, resealed(whole, 4, b"\x00")
+    fields = {"flags": (6, 4), "dtype": (7, 11), "mode": (8, 4), "method": (9, 5), "transform": (10, 3)}
+    table = header - 2 * 3  # two stored sections of less than 128 bytes
+    fields |= {"tag": (table + 3, 8), "coding": (table + 1, 2)}
+    for name, (at, value) in fields.items():
+        if name == "coding":
+            content = bytes([value, whole[at + 1]])
+        else:
+            content = bytes([value])
+        yield f"unknown_{name}", corrupt, resealed(whole, at, content)
+        later = resealed(whole, 5, b"\x01")
+        yield f"unknown_{name}_of_a_later_minor", unsupported, resealed(later, at, content)
+    yield "tag_0", corrupt, resealed(whole, table, b"\x00")
+    yield "tags_fall", corrupt, resealed(whole, table, b"\x06")
+    yield "ndim_33", corrupt, resealed(whole, 11, b"\x21")
+    for name, size in (("varint_of_ten_bytes", b"\x80" * 9 + b"\x01"), ("varint_ends_in_0", b"\x85\x00")):
+        start = whole[:12] + size + whole[13:header]
+        yield name, corrupt, start + struct.pack("<I", zlib.crc32(start)) + whole[header + 4 :]
+    for name, sections in _rejected_sections().items():
+        for other, content in sections.items():
+            yield f"{name}_{other}", corrupt, _with(sound, Section[name.upper()], content).to_bytes()
+    yield from ((name, corrupt, stream) for name, stream in _rejected_streams(sound))
+
+
+def _with(stream: Stream, section: Section, content: bytes | None) -> Stream:
+    """Return a copy with another section, or without it."""
+    sections = {**stream.sections, section: content}
+    return Stream(
+        stream.dtype,
+        stream.shape,
+        stream.mode,
+        stream.bound,
+        stream.tolerance,
+        stream.method,
+        stream.transform,
+        sections={tag: data for tag, data in sections.items() if data is not None},
+    )
+
+
+def _rejected_sections() -> dict[str, dict[str, bytes | None]]:
+    """Return sections that make a causal stream of float32, shape (5, 6), fail."""
+    zero, nan = bytes(4), float("nan")
+    return {
+        "crop": {
+            "cut": b"\x05\x06\x00",
+            "left_over": b"\x05\x06" + zero + b"\x00",
+            "beyond_the_array": b"\x05\x07" + zero,
+            "empty_region": b"\x05\x00" + zero,
+        },
+        "labels": {
+            "none": b"\x00",
+            "sixteen": b"\x10" + 16 * zero,
+            "cut": b"\x02" + zero,
+            "above_the_last": b"\x01" + zero + _core.encode_labels(np.full((5, 6), 2, np.uint8)),
+            "end_too_early": b"\x0f" + 15 * zero + b"\xff",
+        },
+        "plan": {
+            "missing": None,
+            "cut": struct.pack("<dd", 0.25, 0.5),
+            "left_over": struct.pack("<ddBB", 0.25, 0.5, 1, 0),
+            "zeros_2": struct.pack("<ddB", 0.25, 0.5, 2),
+            "step_0": struct.pack("<ddB", 0.0, 0.5, 1),
+            "step_negative": struct.pack("<ddB", -0.25, 0.5, 1),
+            "step_nan": struct.pack("<ddB", nan, 0.5, 1),
+            "step_infinite": struct.pack("<ddB", float("inf"), 0.5, 1),
+            "offset_nan": struct.pack("<ddB", 0.25, nan, 1),
+        },
+        "codes": {"weight_too_large": bytes(80)},
+        "outliers": {"too_many": zero, "not_whole": b"\x00"},
+        "corrections": {
+            "nothing": b"",
+            "beyond_the_array": corrections([30], np.zeros(1, "f4")),
+            "cut": corrections([1, 2], np.zeros(1, "f4")),
+            "left_over": corrections([1], np.zeros(2, "f4")),
+            "count": Writer().varint(2**62).done(),
+        },
+    }
+
+
+def _rejected_streams(sound: Stream) -> Iterator[tuple[str, bytes]]:
+    frames = forced(Interpolation(), field(5, 6).astype("f4"))
+    for name, plan in {
+        "frame_axes": (2, 0, 16, 16),
+        "flags": (0, 8, 16, 16),
+        "alpha": (0, 0, 15, 16),
+        "beta": (0, 0, 16, 15),
+    }.items():
+        content = struct.pack("<ddBBBB", 0.25, 0.5, *plan)
+        yield f"interpolation_{name}", _with(frames, Section.PLAN, content).to_bytes()
+    frames.sections[Section.CODES], frames.sections[Section.OUTLIERS] = bytes(80), bytes(4)
+    yield "interpolation_weight_too_large", frames.to_bytes()
+
+    wild = field(5, 6).astype("f4")
+    wild[2, 2] = wild[3, 3] = 1e30
+    outlying = forced(Causal(), wild)
+    yield (
+        "outliers_too_few",
+        _with(outlying, Section.OUTLIERS, outlying.sections[Section.OUTLIERS][4:]).to_bytes(),
+    )
+
+    yield "codes_end_too_early", _read_beyond_the_end()
+
+    words = exact(field(5, 6).astype("f4"), 2)
+    yield "lossless_axes", _with(words, Section.PLAN, b"\x03").to_bytes()
+    yield "lossless_four_axes", _with(exact(field(2, 2, 2, 2), 3), Section.PLAN, b"\x04").to_bytes()
+    yield "lossless_length", _with(words, Section.CODES, bytes(80)).to_bytes()
+    raw = Stream(np.dtype("f4"), (4,), "lossless", 0, 0, Method.BYTES, sections={Section.CODES: bytes(15)})
+    yield "bytes_too_few", raw.to_bytes()
+
+    for dtype, transform in (
+        ("int16", Transform.NONE),
+        ("float16", Transform.NONE),
+        ("float32", Transform.INTEGER),
+        ("int16", Transform.LOGARITHM),
+    ):
+        other = _with(sound, Section.PLAN, sound.sections[Section.PLAN])
+        other.dtype, other.transform = np.dtype(dtype), transform
+        yield f"transform_{transform.name.lower()}_of_{dtype}", other.to_bytes()
+
+    constant = Stream(np.dtype("f4"), (5,), "abs", 0.25, 0, Method.CONSTANT)
+    yield "constant_with_values", constant.to_bytes()
+    for name, shape in (("shape_too_large", (2**61, 2)), ("codes_too_few", (2**40,))):
+        other = _with(sound, Section.PLAN, sound.sections[Section.PLAN])
+        other.shape = shape
+        yield name, other.to_bytes()
+
+    frame = zstandard.compress(bytes(100))
+    for name, shape, content, size in (
+        ("zstd_garbage", (25,), b"\x00" * 9, 100),
+        ("zstd_cut", (25,), frame[:-3], 100),
+        ("zstd_too_short", (25,), frame, 101),
+        ("zstd_too_long", (25,), frame, 99),
+        ("zstd_too_large", (25,), frame, 2**17),
+        ("zstd_without_values", (0,), frame, 100),
+    ):
+        method = Method.BYTES if shape[0] else Method.CONSTANT
+        bare = Stream(np.dtype("f4"), shape, "lossless", 0, 0, method).to_bytes()[:-8]
+        table = Writer().pack("BBB", 1, Section.CODES, 1).varint(len(content)).varint(size).done()
+        header = bare[:-1] + table
+        body = struct.pack("<I", zlib.crc32(header)) + content + struct.pack("<I", zlib.crc32(content))
+        yield name, header + body
+
+
+def _read_beyond_the_end() -> bytes:
+    """Return a stream whose codes are cut; the zeros behind them mean outliers, of which there are as many."""
+    noisy = forced(Causal(), field(20, 20, noise=64), 2.0**-10)
+    noisy.sections[Section.CODES] = noisy.sections[Section.CODES][:100]
+    for n in range(400):
+        noisy.sections[Section.OUTLIERS] = bytes(8 * n)
+        try:
+            pipeline.decode(noisy.to_bytes())
+        except CorruptStreamError as error:
+            if "end too early" in str(error):
+                return noisy.to_bytes()
+    raise SystemExit("no number of outliers fits")
+
+
+# ---- files
+
+
+def reference_decoder() -> ModuleType:
+    """Load tests/reference.py."""
+    spec = importlib.util.spec_from_file_location("reference", HERE.parent / "reference.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def digest(array: np.ndarray) -> str:
+    """Return the SHA-256 of an array's little-endian bytes in C order."""
+    return hashlib.sha256(array.astype(array.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+def expectation(stream: bytes, reference: ModuleType) -> dict[str, Any]:
+    """Return what a stream decodes to, by both decoders."""
+    decoded, expected = pipeline.decode(stream), reference.decode(stream)
+    if (decoded.dtype, decoded.shape, digest(decoded)) != (expected.dtype, expected.shape, digest(expected)):
+        raise SystemExit("the two decoders differ")
+    return {"dtype": decoded.dtype.name, "shape": list(decoded.shape), "sha256": digest(decoded)}
+
+
+def write(folder: Path, entries: dict[str, tuple[bytes, Any]], force: bool) -> None:
+    """Write streams and the index of a folder; without `force` what is there stays."""
+    folder.mkdir(exist_ok=True)
+    path = folder / "index.json"
+    index = json.loads(path.read_text()) if path.exists() and not force else {}
+    if force:
+        for stale in folder.glob("*.aesz"):
+            stale.unlink()
+    new = [name for name in entries if name not in index]
+    for name in new:
+        stream, index[name] = entries[name]
+        if len(stream) > LARGEST:
+            raise SystemExit(f"{name}: {len(stream)} bytes, more than {LARGEST}")
+        (folder / f"{name}.aesz").write_bytes(stream)
+    path.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+    print(f"{folder.name}: {len(new)} written, {len(entries) - len(new)} left as they were")
+
+
+def main() -> None:
+    """Write what is missing, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--force", action="store_true", help="write everything anew: only before a release")
+    force = parser.parse_args().force
+    reference = reference_decoder()
+    good = {name: (stream, expectation(stream, reference)) for name, stream in accepted()}
+    write(HERE / "{}.{}".format(*FORMAT_VERSION), good, force)
+    write(HERE / "reject", {name: (stream, error) for name, error, stream in rejected()}, force)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,857 @@
+"""A slow second decoder of the stream format, written from docs/format.md alone.
+
+It shares no code with the package and is the independent check of that page: one class or function a section,
+Python integers for the range coder, Python floats (binary64, one rounding an operation) for the arithmetic.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numcodecs.zstd import Zstd
+
+DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
+CONSTANT, INTERPOLATION, CAUSAL, LOSSLESS, BYTES = range(5)
+NO_TRANSFORM, LOGARITHM, INTEGER = range(3)
+CROP, LABELS, SIGNS, PLAN, CODES, OUTLIERS, CORRECTIONS = range(1, 8)
+MASK = 2**64 - 1
+OUTLIER = 2**31  # stands for the code of an outlier
+
+
+class RejectedStreamError(ValueError):
+    """The stream must be rejected (section 15)."""
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RejectedStreamError(message)
+
+
+def clamp(x: Any, lo: Any, hi: Any) -> Any:
+    return max(lo, min(x, hi))
+
+
+# 1, 2. Conventions and layout ------------------------------------------------------------------------------
+
+
+class Bytes:
+    """A cursor over bytes; reading beyond the end rejects the stream."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, n: int) -> bytes:
+        require(self.at + n <= len(self.data), "truncated")
+        self.at += n
+        return self.data[self.at - n : self.at]
+
+    def u8(self) -> int:
+        return self.take(1)[0]
+
+    def u32(self) -> int:
+        return int.from_bytes(self.take(4), "little")
+
+    def f64(self) -> float:
+        return float(struct.unpack("<d", self.take(8))[0])
+
+    def varint(self) -> int:
+        value = 0
+        for i in range(9):
+            byte = self.u8()
+            value |= (byte & 127) << 7 * i
+            if byte < 128:
+                require(byte > 0 or i == 0, "varint: the last byte is 0")
+                return value
+        raise RejectedStreamError("varint: more than nine bytes")
+
+    def end(self) -> None:
+        require(self.at == len(self.data), "bytes left over")
+
+
+def decode(stream: bytes) -> np.ndarray:
+    """Decode one stream: C order, native byte order."""
+    head = Bytes(bytes(stream))
+    require(head.take(4) == b"AESZ", "magic")
+    major, _minor, flags, dtype_code, mode, method, transform, ndim = head.take(8)
+    require(major == 1, "major version")
+    known = flags < 4 and dtype_code < 11 and mode < 4 and method < 5 and transform < 3 and ndim <= 32
+    require(known, "header")
+    dtype = np.dtype(DTYPES[dtype_code]).newbyteorder("<")
+    shape = tuple(head.varint() for _ in range(ndim))
+    require(math.prod(n for n in shape if n) * dtype.itemsize < 2**63, "shape")
+    head.f64(), head.f64()  # bound and tolerance inform
+    table = []
+    for _ in range(head.u8()):
+        tag, coding, stored = head.u8(), head.u8(), head.varint()
+        require(not table or tag > table[-1][0], "tags rise")
+        require(CROP <= tag <= CORRECTIONS and coding < 2, "section")
+        table.append((tag, coding, stored, head.varint() if coding else stored))
+    checksum = zlib.crc32(head.data[: head.at])
+    require(head.u32() == checksum, "header checksum")
+    payload_at = head.at
+    limit = math.prod(shape) * dtype.itemsize + 2**16
+    sections = {}
+    for tag, coding, stored, expanded in table:
+        payload = head.take(stored)
+        if coding:
+            require(math.prod(shape) > 0 and expanded <= limit, "zstd section too large")
+            try:
+                payload = bytes(Zstd().decode(payload))
+            except (RuntimeError, ValueError) as error:
+                raise RejectedStreamError("zstd") from error
+            require(len(payload) == expanded, "zstd size")
+        sections[tag] = payload
+    checksum = zlib.crc32(head.data[payload_at : head.at])
+    require(head.u32() == checksum, "payload checksum")
+    head.end()
+    with np.errstate(all="ignore"):
+        array = _assemble(dtype, shape, method, transform, sections)
+    return array.astype(dtype.newbyteorder("="))
+
+
+# 3, 4, 5. Sections, crop, labels ---------------------------------------------------------------------------
+
+
+def _assemble(
+    dtype: np.dtype, shape: tuple[int, ...], method: int, transform: int, sections: dict[int, bytes]
+) -> np.ndarray:
+    raw = f"V{dtype.itemsize}"  # bits are moved as opaque bytes: no NaN may be touched
+    region, fill = shape, bytes(dtype.itemsize)
+    if CROP in sections:
+        crop = Bytes(sections[CROP])
+        region = tuple(crop.varint() for _ in shape)
+        require(all(r <= n for r, n in zip(region, shape, strict=True)), "region")
+        fill = crop.take(dtype.itemsize)
+        crop.end()
+    require((method == CONSTANT) == (math.prod(region) == 0), "method 0 if and only if the region is empty")
+    values = None if method == CONSTANT else _region(dtype, region, method, transform, sections)
+    array = np.frombuffer(fill * math.prod(shape), raw).reshape(shape).copy()
+    if values is not None:
+        array[tuple(slice(0, n) for n in region)] = values.view(raw).reshape(region)
+        if CORRECTIONS in sections:
+            cursor, flat, position, positions = Bytes(sections[CORRECTIONS]), array.reshape(-1), -1, []
+            for _ in range(cursor.varint()):
+                position += 1 + cursor.varint()
+                require(position < flat.size, "correction beyond the array")
+                positions.append(position)
+            for position in positions:
+                flat[position] = np.void(cursor.take(dtype.itemsize))
+            cursor.end()
+    return array.view(dtype)
+
+
+def fold_shape(region: tuple[int, ...]) -> tuple[int, ...]:
+    axes = [n for n in region if n != 1]
+    while len(axes) > 4:
+        axes[:2] = [axes[0] * axes[1]]
+    return tuple(axes) or (1,)
+
+
+def _region(
+    dtype: np.dtype, region: tuple[int, ...], method: int, transform: int, sections: dict[int, bytes]
+) -> np.ndarray:
+    """The values of the region, flat."""
+    shape, count = fold_shape(region), math.prod(region)
+    codes, plan = sections.get(CODES, b""), sections.get(PLAN, b"")
+    if method == BYTES:
+        require(len(codes) == count * dtype.itemsize, "bytes")
+        return np.frombuffer(np.frombuffer(codes, np.uint8).reshape(dtype.itemsize, count).T.tobytes(), dtype)
+    weight = len(codes) + len(sections.get(LABELS, b"")) + 64
+    require(count <= (weight << 20), "region too large for its codes")
+    if method == LOSSLESS:
+        return decode_lossless(dtype, shape, plan, codes)
+
+    require(dtype.kind in ("iu" if transform == INTEGER else "f"), "transform")
+    require(transform != NO_TRANSFORM or dtype.itemsize > 2, "transform")
+    labels, special = [0] * count, []
+    if LABELS in sections:
+        cursor = Bytes(sections[LABELS])
+        k = cursor.u8()
+        require(1 <= k <= 15, "special values")
+        special = [cursor.take(dtype.itemsize) for _ in range(k)]
+        labels = decode_labels(cursor.data[cursor.at :], shape)
+        require(max(labels) <= k, "label")
+    kind = np.dtype("<f4") if dtype == np.dtype("<f4") and transform == NO_TRANSFORM else np.dtype("<f8")
+    outliers = sections.get(OUTLIERS, b"")
+    require(len(outliers) % kind.itemsize == 0, "outliers")
+    loop = ClosedLoop(kind, shape, labels, codes, np.frombuffer(outliers, kind))
+    (decode_interpolation if method == INTERPOLATION else decode_causal)(loop, plan)
+    require(loop.outliers_used == loop.outliers.size, "outliers left over")
+    result = loop.values
+    if transform == LOGARITHM:
+        signs = decode_labels(sections[SIGNS], shape) if SIGNS in sections else [0] * count
+        powers = [-exp2(v) if sign == 1 else exp2(v) for v, sign in zip(result.tolist(), signs, strict=True)]
+        result = np.array(powers, np.float64).astype(dtype)
+    elif transform == INTEGER:
+        result = np.array([to_integer(v, dtype) for v in result.tolist()], dtype)
+    bits = result.view(f"V{dtype.itemsize}")
+    for i, label in enumerate(labels):
+        if label:
+            bits[i] = np.void(special[label - 1])
+    return result
+
+
+# 6. Range coder --------------------------------------------------------------------------------------------
+
+
+class RangeDecoder:
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+        self.range, self.code = MASK, self._next(8)
+
+    def _next(self, n: int) -> int:
+        part = self.data[self.at : self.at + n]
+        self.at += n
+        return int.from_bytes(part + bytes(n - len(part)), "big")
+
+    def _normalize(self) -> None:
+        if self.range < 1 << 32:
+            self.range = self.range << 32 & MASK
+            self.code = (self.code << 32 | self._next(4)) & MASK
+            require(self.at <= len(self.data) + 8, "codes are read beyond their end")
+
+    def bit(self, p1: int) -> int:
+        bound = (self.range >> 16) * p1
+        if self.code < bound:
+            bit, self.range = 1, bound
+        else:
+            bit = 0
+            self.code -= bound
+            self.range -= bound
+        self._normalize()
+        return bit
+
+    def symbol(self, edge: list[int]) -> int:
+        unit = self.range >> 15
+        target = min(self.code // unit, 32767)
+        s = next(s for s in range(32) if target < edge[s + 1])
+        self.code -= unit * edge[s]
+        self.range = unit * (edge[s + 1] - edge[s])
+        self._normalize()
+        return s
+
+    def raw(self, n: int) -> int:
+        self.range >>= n
+        v = min(self.code // self.range, (1 << n) - 1)
+        self.code -= v * self.range
+        self._normalize()
+        return v
+
+    def raw_groups(self, n: int) -> int:
+        """`n` raw bits in groups of at most 16, the highest first."""
+        value = 0
+        while n:
+            group = min(n, 16)
+            value = value << group | self.raw(group)
+            n -= group
+        return value
+
+
+# 7. Adaptive models ----------------------------------------------------------------------------------------
+
+
+class Bit:
+    def __init__(self) -> None:
+        self.p, self.count = 1 << 21, 0
+
+    def update(self, bit: int) -> None:
+        target = (1 << 22) - 1 if bit else 0
+        self.p += ((target - self.p) * (131072 // (2 * self.count + 3))) >> 16
+        self.count = min(self.count + 1, 250)
+
+    def read(self, coder: RangeDecoder) -> int:
+        bit = coder.bit(clamp(self.p >> 6, 4, 65532))
+        self.update(bit)
+        return bit
+
+
+def _tables() -> tuple[list[int], list[int]]:
+    t, e0 = 1 << 31, 0
+    for n in range(8):
+        e0 += -t if n % 2 else t
+        t //= 256 * (n + 1)
+    e = [e0]
+    for _ in range(11):
+        e.append((e[-1] ** 2 + (1 << 30)) >> 31)
+    squash = []
+    for g in range(-2048, 2048):
+        power = 1 << 31
+        for k in range(12):
+            if abs(g) >> k & 1:
+                power = (power * e[k] + (1 << 30)) >> 31
+        q = max(1, (power << 16) // ((1 << 31) + power))
+        squash.append(q if g <= 0 else 65536 - q)
+    logits = range(-2047, 2048)
+    stretch = [next((g for g in logits if squash[g + 2048] >= 16 * b + 8), 2047) for b in range(4096)]
+    return squash, stretch
+
+
+SQUASH, STRETCH = _tables()
+
+
+class Mixer:
+    def __init__(self, n: int) -> None:
+        self.weights = [65536 // n + 65536 // (3 * n)] * n
+
+    def read(self, coder: RangeDecoder, bits: list[Bit]) -> int:
+        logits = [STRETCH[b.p >> 10] for b in bits]
+        m = clamp(sum(w * x for w, x in zip(self.weights, logits, strict=True)) >> 16, -2047, 2047)
+        p = clamp(SQUASH[m + 2048], 16, 65520)
+        bit = coder.bit(p)
+        error = 65536 - p if bit else -p
+        self.weights = [
+            clamp(w + ((x * error * 6 + (1 << 17)) >> 18), -(1 << 20), 1 << 20)
+            for w, x in zip(self.weights, logits, strict=True)
+        ]
+        for b in bits:
+            b.update(bit)
+        return bit
+
+
+def read_golomb(coder: RangeDecoder, models: list[Bit]) -> int:
+    k = 0
+    while k < 30 and models[k].read(coder):
+        k += 1
+    return (1 << k) + coder.raw_groups(k) - 1
+
+
+class Distribution:
+    def __init__(self, edge: list[int], prior: Distribution | None, longest: int) -> None:
+        self.edge, self.prior, self.longest = list(edge), prior, longest
+        self.counts, self.total, self.interval, self.wait = [0] * 32, 0, 6, 6
+
+    def update(self, symbol: int) -> None:
+        self.counts[symbol] += 1
+        self.total += 1
+        self.wait -= 1
+        if self.wait:
+            return
+        self.interval = self.wait = min(2 * self.interval, self.longest)
+        scale = (32736 << 46) // ((self.total + 24) << 15)
+        below, prior = 0, self.prior.edge
+        for i in range(32):
+            self.edge[i] = ((below * scale) >> 46) + i
+            below += (self.counts[i] << 15) + 24 * (prior[i + 1] - prior[i])
+        if self.total >= 512:
+            self.counts = [c >> 1 for c in self.counts]
+            self.total = sum(self.counts)
+
+
+# 8. Residual codes -----------------------------------------------------------------------------------------
+
+
+def class_of(x: int) -> int:
+    v = x + 4
+    e = v.bit_length() - 1
+    return min(4 * (e - 2) + ((v >> (e - 2)) & 3), 63)
+
+
+def law(s: int, nonzero: bool) -> list[int]:
+    o = s // 4
+    shift = max(0, o - 3)
+    unit = 16 << shift
+    mean = max(1, ((4 + s % 4) << o) - 4 + ((1 << o) >> 1))
+    wide = 3 * mean + unit
+    x, y, weight = 1 << 20, 1 << 16, [0] * 32
+    for t in range(16):
+        weight[16 + t] = x + y + 16
+        x = x * mean // (mean + unit)
+        y = y * wide // (wide + unit)
+        weight[15 - t] = weight[16 + t] if shift > 0 else x + y + 16
+    if nonzero:
+        weight[16] = 1
+    total = sum(weight)
+    return [sum(weight[:i]) * 32736 // total + i for i in range(32)] + [32768]
+
+
+class ResidualDecoder:
+    """Codes and weights from one range-coded section; every model starts afresh."""
+
+    def __init__(self, coder: RangeDecoder) -> None:
+        self.coder, self.zeros = coder, True  # `zeros` is the plan's
+        self.zero: defaultdict[tuple, Bit] = defaultdict(Bit)
+        self.mixers = defaultdict(lambda: Mixer(4))
+        self.parents: dict[tuple, Distribution] = {}
+        self.children: dict[tuple, Distribution] = {}
+        self.quiet: defaultdict[int, Bit] = defaultdict(Bit)
+        self.first: defaultdict[tuple, Bit] = defaultdict(Bit)
+        self.outlier = Bit()
+        self.beyond = [Bit() for _ in range(32)]
+        self.integer = [Bit() for _ in range(32)]
+
+    def read_quiet_block(self, group: int) -> list[int]:
+        """The codes of a quiet block up to the first that is not 0 (section 10)."""
+        if self.quiet[group].read(self.coder):
+            return [0] * 8
+        node = 1
+        for _ in range(3):
+            node = 2 * node + self.first[group, node].read(self.coder)
+        return [0] * (node - 8) + [self.read_symbol(True, group, 0, 12)]
+
+    def read_integer(self) -> int:
+        folded = read_golomb(self.coder, self.integer)
+        return -((folded + 1) // 2) if folded & 1 else folded // 2
+
+    def read_code(self, expected: int, near: int, other: int, west: int, north: int, group: int) -> int:
+        s, n = class_of(expected), class_of(near)
+        relative = 3 if n > s + 2 else 2 if n >= s else 0 if n + 2 < s else 1
+        g = 16 * (2 * west + north)
+        bias = (4 if g > expected else 3) if g > 0 else 2 if g == 0 else 0 if g < -expected else 1
+        variant = 5 * relative + bias
+        nonzero = self.zeros and s < 8
+        if nonzero:
+            w4 = 4 * min(abs(west), 3) + min(abs(north), 3)
+            n2, o2 = min(n // 2, 15), min(class_of(other) // 2, 15)
+            keys = ("scale", group, s), ("near", group, n2, w4), ("other", o2, n2, s), ("same", group, w4, s)
+            if not self.mixers[group].read(self.coder, [self.zero[key] for key in keys]):
+                return 0
+        return self.read_symbol(nonzero, group, s, variant)
+
+    def read_symbol(self, nonzero: bool, group: int, s: int, variant: int) -> int:
+        """The code behind a symbol of class `s`."""
+        if (nonzero, s) not in self.parents:
+            edge = law(s, nonzero)
+            self.parents[nonzero, s] = Distribution(edge, Distribution(edge, None, 0), 256)
+        parent = self.parents[nonzero, s]
+        if (nonzero, group, s, variant) not in self.children:
+            self.children[nonzero, group, s, variant] = Distribution(parent.edge, parent, 32)
+        child = self.children[nonzero, group, s, variant]
+        symbol = self.coder.symbol(child.edge)
+        parent.update(symbol)
+        child.update(symbol)
+        if symbol == 0:
+            if self.outlier.read(self.coder):
+                return OUTLIER
+            high = -16 - read_golomb(self.coder, self.beyond)
+        elif symbol == 31:
+            high = 15 + read_golomb(self.coder, self.beyond)
+        else:
+            high = symbol - 16
+        shift = max(0, s // 4 - 3)
+        low = self.coder.raw(shift) if shift else 0
+        return clamp(high * 2**shift + low, -(2**30), 2**30)
+
+
+# 9. Closed loop --------------------------------------------------------------------------------------------
+
+
+class ClosedLoop:
+    """Values, remembered codes and outliers of methods 1 and 2, flat in C order over the folded shape."""
+
+    def __init__(
+        self,
+        kind: np.dtype,
+        shape: tuple[int, ...],
+        labels: list[int],
+        codes: bytes,
+        outliers: np.ndarray,
+    ) -> None:
+        self.shape, self.labels, self.outliers = shape, labels, outliers
+        self.strides = [math.prod(shape[a + 1 :]) for a in range(len(shape))]
+        self.values = np.zeros(len(labels), kind)  # to the bit
+        self.v = [0.0] * len(labels)  # the same in binary64, for the arithmetic
+        self.remembered = [0] * len(labels)
+        self.coder = RangeDecoder(codes)
+        self.residuals = ResidualDecoder(self.coder)
+        self.outliers_used = 0
+
+    def visit(self, at: int, prediction: float, step: float, context: tuple[int, ...]) -> bool:
+        """Set the value at `at`; whether it took a code."""
+        if self.labels[at]:
+            self.values[at] = prediction
+            self.v[at] = float(self.values[at])
+            return False
+        self.settle(at, prediction, step, self.residuals.read_code(*context))
+        return True
+
+    def settle(self, at: int, prediction: float, step: float, q: int) -> None:
+        if q == OUTLIER:
+            require(self.outliers_used < self.outliers.size, "too few outliers")
+            self.values[at : at + 1] = self.outliers[self.outliers_used : self.outliers_used + 1]
+            self.outliers_used += 1
+        else:
+            self.values[at] = prediction + q * step
+        self.v[at] = float(self.values[at])
+        self.remembered[at] = clamp(q, -4095, 4095)
+
+    def weight(self, default: int) -> int:
+        weight = default + self.residuals.read_integer()
+        require(abs(weight) <= 4096, "weight")
+        return weight
+
+
+# 10. Interpolation -----------------------------------------------------------------------------------------
+
+
+def decode_interpolation(loop: ClosedLoop, plan: bytes) -> None:
+    require(len(plan) == 20, "plan")
+    step, offset, batch, flags, alpha16, beta16 = struct.unpack("<ddBBBB", plan)
+    require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
+    require(batch < len(loop.shape) and flags < 8 and alpha16 >= 16 and beta16 >= 16, "plan")
+    loop.residuals.zeros = bool(flags & 4)
+    axes = loop.shape[batch:]
+    size, n_axes = math.prod(axes), len(axes)
+    alpha, beta = alpha16 / 16, beta16 / 16
+    top = (max(axes) - 1).bit_length()
+
+    def step_of(level: int) -> float:
+        d = 1.0
+        for _ in range(level):
+            if d < beta:
+                d *= alpha
+        return step / min(d, beta)
+
+    classes = sorted(range(1, 1 << n_axes), key=lambda c: (c.bit_count(), -c if flags & 2 else c))
+    coded: dict[tuple, dict] = {}
+    for frame in range(math.prod(loop.shape[:batch])):
+        refers = bool(flags & 1) and frame > 0
+        start = frame * size
+        root = offset if frame == 0 else loop.v[start - size]
+        loop.visit(start, root, step_of(top), (1024, 0, 0, 0, 0, 0))
+        for level in range(top - 1, -1, -1):
+            for members in classes:
+                odd = [a for a in range(n_axes) if members >> a & 1]
+                if any(axes[a] <= 1 << level for a in odd):
+                    continue
+                weights = default_weights(n_axes, len(odd), refers)
+                if level < 5:
+                    key = (refers, level, members)
+                    if key not in coded:
+                        coded[key] = {name: [loop.weight(w) for w in ws] for name, ws in weights.items()}
+                    weights = coded[key]
+                Pass(loop, axes, start, level, odd, weights, refers, bool(flags & 2)).run(step_of(level))
+
+
+def default_weights(n_axes: int, m: int, refers: bool) -> dict[str, list[int]]:
+    diagonals = n_axes - 1 if m == 1 else 1 if m == 2 else 0
+    weights = {"far": [-(32 // m)] * m, "near": [0] * (m - 1), "diagonal": [0] * diagonals}
+    return {**weights, "innovation": [128] if refers else []}
+
+
+@dataclass
+class Pass:
+    """One class of one level of one frame."""
+
+    loop: ClosedLoop
+    axes: tuple[int, ...]
+    start: int  # the frame's first value
+    level: int
+    odd: list[int]
+    weights: dict[str, list[int]]
+    refers: bool
+    reverse: bool
+
+    def __post_init__(self) -> None:
+        self.s = 1 << self.level
+        self.even = [a for a in range(len(self.axes)) if a not in self.odd]
+        self.strides = self.loop.strides[-len(self.axes) :]
+        self.frame_size = math.prod(self.axes)
+
+    def run(self, step: float) -> None:
+        s, loop = self.s, self.loop
+        ranges = [range(s if a in self.odd else 0, n, 2 * s) for a, n in enumerate(self.axes)]
+        for before in itertools.product(*ranges[:-1]):
+            places = [(*before, last) for last in ranges[-1]]
+            line = [(c, self.start + self.distance(c)) for c in places]
+            contexts = [self.context(c, at) for c, at in line]
+            west = ww = i = 0
+            while i < len(line):
+                ahead = range(i, i + 8)
+                if (
+                    west == ww == 0
+                    and i + 8 <= len(line)
+                    and not any(loop.labels[line[k][1]] or contexts[k][0] for k in ahead)
+                ):
+                    codes = loop.residuals.read_quiet_block(contexts[i][-1])
+                    for (c, at), q in zip(line[i:], codes, strict=False):
+                        loop.settle(at, self.predict(c, at), step, q)
+                    west = loop.remembered[line[i + len(codes) - 1][1]]
+                    i += len(codes)
+                    continue
+                (c, at), (expected, near, other, north, group) = line[i], contexts[i]
+                expected += 4 * abs(west) + abs(ww)
+                if loop.visit(at, self.predict(c, at), step, (expected, near, other, west, north, group)):
+                    west, ww = loop.remembered[at], west
+                i += 1
+
+    def distance(self, c: tuple[int, ...]) -> int:
+        return sum(i * stride for i, stride in zip(c, self.strides, strict=True))
+
+    def mirrored(self, c: tuple[int, ...], a: int) -> bool:
+        return c[a] + self.s >= self.axes[a]
+
+    def terms(self, c: tuple[int, ...], at: int, weights: dict[str, list[int]], k: float) -> list[float]:
+        s, v, m = self.s, self.loop.v, len(self.odd)
+        near, far, base = [0.0] * m, [0.0] * m, 1.0
+        for i, a in enumerate(self.odd):
+            if c[a] - 3 * s >= 0 and c[a] + 3 * s < self.axes[a]:
+                w = weights["far"][i] / 256
+                far[i] = w
+                near[i] -= w
+        for i in range(m - 1):
+            w = weights["near"][i] / 256
+            near[i] += w
+            base -= w
+        whole = not any(self.mirrored(c, a) for a in self.odd)
+        pairs = []  # (coefficient, stride, stride) of every diagonal that is there
+        for j, w in enumerate(w / 256 for w in weights["diagonal"]):
+            first = self.strides[self.odd[0]] * s
+            if m == 1:
+                e = self.even[j]
+                t = s if (e > self.odd[0] if self.reverse else e < self.odd[0]) else 2 * s
+                there = whole and c[e] - t >= 0 and c[e] + t < self.axes[e]
+                second = self.strides[e] * t
+            else:
+                there, second = whole, self.strides[self.odd[1]] * s
+            if there:
+                pairs.append((w, first, second))
+                base -= w
+        products = []
+        for i, a in enumerate(self.odd):
+            coefficient = k * (0.5 * (near[i] + base / m))
+            back = self.strides[a] * s
+            ahead = -back if self.mirrored(c, a) else back
+            if coefficient != 0:
+                products.append(coefficient * (v[at - back] + v[at + ahead]))
+        for i, a in enumerate(self.odd):
+            coefficient = k * (0.5 * far[i])
+            if coefficient != 0:
+                back = 3 * s * self.strides[a]
+                products.append(coefficient * (v[at - back] + v[at + back]))
+        for w, first, second in pairs:
+            coefficient = k * (0.25 * w)
+            if coefficient != 0:
+                products.append(coefficient * (v[at - first - second] + v[at + first + second]))
+                products.append(coefficient * (v[at - first + second] + v[at + first - second]))
+        return products
+
+    def predict(self, c: tuple[int, ...], at: int) -> float:
+        products = self.terms(c, at, self.weights, 1.0)
+        b = self.weights["innovation"][0] / 256 if self.refers else 0.0
+        if b != 0:
+            before = at - self.frame_size
+            r = self.loop.v[before]
+            products.append(0.5 * b * (r + r))
+            defaults = default_weights(len(self.axes), len(self.odd), False)
+            products += self.terms(c, before, {**defaults, "diagonal": []}, -b)
+        prediction = 0.0
+        for product in products:
+            prediction += product
+        return prediction
+
+    def context(self, c: tuple[int, ...], at: int) -> tuple[int, ...]:
+        """What is known before the line is; `expected` is without `west` and `ww`."""
+        s, m, codes = self.s, len(self.odd), self.loop.remembered
+        n = 0
+        for a in self.odd:
+            back = self.strides[a] * s
+            n += abs(codes[at - back]) + abs(codes[at - back if self.mirrored(c, a) else at + back])
+
+        def neighbor(lines: int, planes: int, places: int) -> int:
+            where = at
+            for from_last, steps in ((1, places), (2, -lines), (3, -planes)):
+                if steps == 0:
+                    continue
+                if from_last > len(self.axes):
+                    return 0
+                index = c[-from_last] + 2 * s * steps
+                if not 0 <= index < self.axes[-from_last]:
+                    return 0
+                where += 2 * s * steps * self.strides[-from_last]
+            return codes[where]
+
+        north, plane = neighbor(1, 0, 0), neighbor(0, 1, 0)
+        reference = codes[at - self.frame_size] if self.refers else 0
+        expected = (2 if m <= 2 else 1) * n + 3 * abs(north)
+        expected += abs(neighbor(1, 0, -1)) + 2 * abs(neighbor(1, 0, 1)) + 2 * abs(plane) + 4 * abs(reference)
+        near = n * (16 // (2 * m))
+        other = 16 * abs(reference if self.refers else plane)
+        return expected, near, other, north, 3 * min(self.level, 1) + min(m, 3) - 1
+
+
+# 11. Causal ------------------------------------------------------------------------------------------------
+
+TAPS = (
+    ((1,), (2,), (0, 1), (1, 1), (-1, 1), (0, 2), (2, 1), (-2, 1))
+    + ((0, 0, 1), (1, 0, 1), (-1, 0, 1), (0, 1, 1), (0, -1, 1), (0, 0, 2), (1, 1, 1))
+    + ((0, 0, 0, 1), (1, 0, 0, 1), (0, 1, 0, 1), (0, 0, 1, 1))
+)
+BASES = (0, 2, 8, 15)
+
+
+def decode_causal(loop: ClosedLoop, plan: bytes) -> None:
+    require(len(plan) == 17 and plan[16] < 2, "plan")
+    step, offset, loop.residuals.zeros = struct.unpack("<dd?", plan)
+    require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
+    shape, strides, codes = loop.shape, loop.strides, loop.remembered
+    taps = [tuple(tap) for tap in TAPS if len(tap) <= len(shape)]
+    weights = [0] + [loop.weight(0) for _ in taps[1:]]
+
+    def place(c: tuple[int, ...], back: tuple[int, ...]) -> int | None:
+        """Distance to the place `back` (last axis first), None if it is outside."""
+        distance = 0
+        for axis, steps in zip(range(len(shape) - 1, -1, -1), back, strict=False):
+            if not 0 <= c[axis] - steps < shape[axis]:
+                return None
+            distance += steps * strides[axis]
+        return distance if len(back) <= len(shape) else None
+
+    west = ww = 0
+    for at, c in enumerate(itertools.product(*map(range, shape))):
+        if c[-1] == 0:
+            west = ww = 0
+        places = [place(c, tap) for tap in taps]
+        base = next((b for b in BASES if b < len(taps) and places[b] is not None), None)
+        prediction = offset
+        if base is not None:
+            there = {i: weights[i] for i, p in enumerate(places) if p is not None and i != base}
+            there[base] = 256 - sum(there.values())
+            prediction = 0.0
+            for i in (*range(2, len(taps)), 1, 0):
+                if i in there and (i < 2 or there[i] != 0):
+                    prediction += there[i] / 256 * loop.v[at - places[i]]
+
+        def code(*back: int) -> int:
+            distance = place(c, back)  # noqa: B023
+            return 0 if distance is None else codes[at - distance]  # noqa: B023
+
+        north, northeast, plane = code(0, 1), code(-1, 1), code(0, 0, 1)
+        expected = 5 * abs(west) + abs(ww) + 4 * abs(north) + abs(code(1, 1)) + 2 * abs(northeast)
+        expected += abs(code(0, 2)) + 3 * abs(plane) + abs(code(-1, 0, 1))
+        near = 8 * abs(north) + 8 * abs(northeast)
+        if loop.visit(at, prediction, step, (expected, near, 16 * abs(plane), west, north, 6)):
+            west, ww = codes[at], west
+
+
+# 12. Label codes -------------------------------------------------------------------------------------------
+
+
+def decode_labels(data: bytes, shape: tuple[int, ...]) -> list[int]:
+    coder = RangeDecoder(data)
+    width = shape[-1]
+    lines = shape[-2] if len(shape) > 1 else 1
+    planes = math.prod(shape[:-2])
+    regular = [Bit() for _ in range(256)]
+    value = defaultdict(Bit)
+    nothing = [0] * width
+    before: list[list[int]] | None = None  # the plane before
+    result: list[int] = []
+    for _ in range(planes):
+        plane: list[list[int]] = []
+        for y in range(lines):
+            up = plane[y - 1] if y > 0 else nothing
+            up2 = plane[y - 2] if y > 1 else nothing
+            line: list[int] = []
+            for x in range(width):
+                west = line[x - 1] if x > 0 else up[0]
+                northeast = x + 1 == width or up[x + 1] == west
+                if before is None:
+                    behind, behind_east = up[x] == west, northeast
+                else:
+                    behind = before[y][x] == west
+                    behind_east = x + 1 == width or before[y][x + 1] == west
+                context = (
+                    up[x] == west,
+                    x < 2 or line[x - 2] == west,
+                    x < 1 or up[x - 1] == west,
+                    northeast,
+                    up2[x] == west,
+                    behind,
+                    behind_east,
+                    west != 0,
+                )
+                if regular[sum(bit << i for i, bit in enumerate(context))].read(coder):
+                    line.append(west)
+                    continue
+                node = 1
+                for _ in range(4):
+                    node = 2 * node + value[west, node].read(coder)
+                line.append(node - 16)
+            plane.append(line)
+            result += line
+        before = plane
+    return result
+
+
+# 13. Lossless ----------------------------------------------------------------------------------------------
+
+
+def decode_lossless(dtype: np.dtype, shape: tuple[int, ...], plan: bytes, codes: bytes) -> np.ndarray:
+    require(len(plan) == 1 and plan[0] <= min(3, len(shape)), "dims")
+    dims, width = plan[0], 8 * dtype.itemsize
+    mask, top = (1 << width) - 1, 1 << (width - 1)
+    strides = [math.prod(shape[a + 1 :]) for a in range(len(shape))]
+    axes = range(len(shape) - dims, len(shape))
+    sets = [c for m in range(1, dims + 1) for c in itertools.combinations(axes, m)]
+    coder = RangeDecoder(codes)
+    length_models: defaultdict[tuple, Bit] = defaultdict(Bit)
+    second: defaultdict[int, Bit] = defaultdict(Bit)
+    third: defaultdict[tuple, Bit] = defaultdict(Bit)
+    values: list[int] = []
+    lengths: list[int] = []
+    for at, c in enumerate(itertools.product(*map(range, shape))):
+        prediction = 0
+        for chosen in sets:
+            if all(c[a] > 0 for a in chosen):
+                neighbor = values[at - sum(strides[a] for a in chosen)]
+                prediction += neighbor if len(chosen) % 2 else -neighbor
+        north = lengths[at - shape[-1]] if at >= shape[-1] else 0
+        west = lengths[at - 1] if c[-1] > 0 else north
+        node = 1
+        for _ in range(7):
+            node = 2 * node + length_models[(west + north + 1) // 2, node].read(coder)
+        length = node - 128
+        require(length <= width, "length")
+        lengths.append(length)
+        folded = min(length, 1)
+        if length >= 2:
+            bit = second[length].read(coder)
+            folded = 2 + bit
+            if length >= 3:
+                folded = 2 * folded + third[length, bit].read(coder)
+                folded = folded << (length - 3) | coder.raw_groups(length - 3)
+        residual = folded >> 1 ^ (mask if folded & 1 else 0)
+        values.append((prediction + residual) & mask)
+    if dtype.kind == "f":
+        values = [v ^ top if v & top else v ^ mask for v in values]
+    elif dtype.kind == "i":
+        values = [v ^ top for v in values]
+    return np.array(values, f"<u{dtype.itemsize}").view(dtype)
+
+
+# 14. Transforms --------------------------------------------------------------------------------------------
+
+POWERS = (
+    (1.0, 0.6931471805599453, 0.24022650695910072, 0.05550410866482158, 0.009618129107628477)
+    + (0.0013333558146428443, 0.0001540353039338161, 1.525273380405984e-05, 1.3215486790144307e-06)
+    + (1.01780860092397e-07, 7.054911620801123e-09, 4.445538271870812e-10, 2.5678435993488206e-11)
+    + (1.3691488853904128e-12,)
+)
+
+
+def exp2(v: float) -> float:
+    v = clamp(0.0 if math.isnan(v) else v, -1100.0, 1100.0)
+    n = math.floor(v + 0.5)
+    f = v - n
+    total = POWERS[13]
+    for k in range(12, -1, -1):
+        total = total * f + POWERS[k]
+    half = int(n / 2)
+    return (total * 2.0**half) * 2.0 ** (n - half)
+
+
+def to_integer(v: float, dtype: np.dtype) -> int:
+    info = np.iinfo(dtype)
+    if math.isnan(v):
+        return 0
+    largest = float(info.max)
+    if largest > info.max:  # 64 bits: the next binary64 inside
+        largest = math.nextafter(largest, 0.0)
+    return round(clamp(v, float(info.min), largest))

@@ -1,0 +1,476 @@
+"""The package and tests/reference.py, written from docs/format.md alone, decode streams to the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import numpy as np
+import pytest
+
+from aesz_codec import _core, pipeline
+from aesz_codec.bounds import ErrorBound
+from aesz_codec.errors import AESZError
+from aesz_codec.predictors import Causal, Interpolation, Quantizer
+from aesz_codec.stream import Method, Section, Stream, Transform, Writer
+
+SHAPES = [(), (1,), (2,), (100,), (17, 23), (1, 50), (9, 10, 11), (3, 1, 8, 9), (3, 4, 5, 6), (2, 2, 3, 4, 5)]
+FLOATS = ("float32", "float64")
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def smooth(shape, dtype="float64", noise=0.1, seed=0):
+    """Waves of amplitude 10 and some noise; never negative for unsigned integers."""
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*(np.linspace(0, 3, n) for n in shape), indexing="ij")
+    waves = sum((10 * np.sin((i + 1) * x) for i, x in enumerate(axes)), np.zeros(shape))
+    values = waves + noise * rng.normal(size=shape)
+    return (np.abs(values) if np.dtype(dtype).kind == "u" else values).astype(dtype)
+
+
+def bits(array):
+    return array.reshape(-1).view(f"V{array.dtype.itemsize}")
+
+
+def check(reference, stream):
+    """Assert that both decoders agree to the bit; return what they decoded."""
+    decoded, expected = pipeline.decode(stream), reference.decode(stream)
+    assert decoded.dtype == expected.dtype
+    assert decoded.shape == expected.shape
+    assert np.array_equal(bits(decoded), bits(expected))
+    return decoded
+
+
+# ---- what the encoder writes
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    "bound",
+    [
+        ErrorBound("abs", 0.2),
+        ErrorBound("abs", 1e-5),
+        ErrorBound("range_rel", 0.01),
+        ErrorBound("pw_rel", 0.01),
+    ],
+    ids=lambda bound: f"{bound.mode}-{bound.value}",
+)
+def test_floats(reference, shape, dtype, bound):
+    check(reference, pipeline.encode(smooth(shape, dtype), bound))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", ("float16", *FLOATS, *INTEGERS))
+def test_lossless(reference, shape, dtype):
+    original = smooth(shape, dtype)
+    decoded = check(reference, pipeline.encode(original, ErrorBound("lossless", None)))
+    assert np.array_equal(bits(decoded), bits(original))
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("tolerance", [1, 2.5])
+def test_integers(reference, dtype, tolerance):
+    original = 3 * smooth((25, 30), dtype)
+    stream = pipeline.encode(original, ErrorBound("abs", tolerance))
+    assert pipeline.describe(stream).parameters["transform"] == "integer"
+    check(reference, stream)
+
+
+@pytest.mark.parametrize("effort", pipeline.EFFORTS)
+def test_efforts(reference, effort):
+    check(reference, pipeline.encode(smooth((6, 12, 14), "float32"), ErrorBound("abs", 0.3), effort=effort))
+
+
+def special(shape=(20, 30), dtype="float32"):
+    """NaN, infinities, fill values, both zeros and both signs, none of them at the end."""
+    array = smooth(shape, dtype)
+    array[2:5, 3:9] = np.nan
+    array[7, 4:9] = np.inf
+    array[8, 4] = -np.inf
+    array[11:14, :6] = 1e30
+    array[14, 8:20] = -9999
+    array[15, ::3] = 0
+    return array
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("mode", ["abs", "pw_rel"])
+def test_labels_and_signs(reference, dtype, mode):
+    stream = pipeline.encode(special(dtype=dtype), ErrorBound(mode, 0.05))
+    names = {"labels", "signs"} if mode == "pw_rel" else {"labels"}
+    assert names <= pipeline.describe(stream).sections.keys()
+    check(reference, stream)
+
+
+@pytest.mark.parametrize("shape", [(40,), (7, 30), (5, 6, 20), (2, 3, 7, 20)], ids=str)
+def test_labels_of_every_number_of_axes(reference, shape):
+    rng = np.random.default_rng(1)
+    array = smooth(shape, "float32")
+    array[rng.random(shape) < 0.3] = np.nan
+    array[rng.random(shape) < 0.1] = -1e20
+    array[(-1,) * len(shape)] = 1
+    stream = pipeline.encode(array, ErrorBound("abs", 0.05))
+    assert pipeline.describe(stream).parameters["special_values"] == 2
+    check(reference, stream)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int32"])
+def test_crop(reference, dtype):
+    array = np.full((30, 20), 7, dtype)
+    array[:21, :13] = smooth((21, 13), dtype)
+    stream = pipeline.encode(array, ErrorBound("lossless") if dtype == "float16" else ErrorBound("abs", 1))
+    assert pipeline.describe(stream).parameters["region"] == [21, 13]
+    check(reference, stream)
+
+
+@pytest.mark.parametrize("fill", [0.0, -0.0, 3.25, np.nan])
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (0,), (3, 0, 2)], ids=str)
+def test_constant(reference, shape, fill):
+    stream = pipeline.encode(np.full(shape, fill), ErrorBound("abs", 0.1))
+    assert pipeline.describe(stream).predictor == "constant"
+    check(reference, stream)
+
+
+def test_bytes(reference):
+    noise = np.random.default_rng(2).integers(0, 256, 400, np.uint8)
+    noise[::2] = 0
+    stream = pipeline.encode(noise.view("float32"), ErrorBound("lossless", None))
+    assert pipeline.describe(stream).predictor == "bytes"
+    check(reference, stream)
+
+
+def test_layout_flags_change_nothing(reference):
+    original = np.asfortranarray(smooth((9, 14))).astype(">f8", order="F")
+    bound = ErrorBound("abs", 0.1)
+    kept = check(reference, pipeline.encode(original, bound, keep_layout=True))
+    assert np.array_equal(bits(kept), bits(check(reference, pipeline.encode(original, bound))))
+
+
+# ---- what the encoder would not choose by itself
+
+
+def forced(
+    predictor, data, step=0.1, mask=None, specials=(), dtype=None, transform=Transform.NONE, offset=0.5
+):
+    """Return the stream of one predictor, whatever it costs."""
+    codes, outliers = predictor.encode(data, mask, Quantizer(step / 2, step, offset))
+    stream = Stream(
+        np.dtype(dtype or data.dtype), data.shape, "abs", step / 2, step / 2, predictor.method, transform
+    )
+    stream.sections[Section.PLAN] = predictor.pack(step, offset)
+    stream.sections[Section.CODES] = codes
+    if outliers:
+        stream.sections[Section.OUTLIERS] = outliers
+    if mask is not None:
+        values = np.array(specials, stream.dtype).tobytes()
+        stream.sections[Section.LABELS] = bytes([len(specials)]) + values + _core.encode_labels(mask)
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("shape", "batch"),
+    [((33,), 0), ((70,), 0), ((16, 17), 0), ((16, 17), 1), ((2, 90), 0), ((7, 8, 9), 0), ((7, 8, 9), 1)]
+    + [((7, 8, 9), 2), ((3, 4, 5, 6), 0), ((3, 4, 5, 6), 1), ((3, 4, 5, 6), 2), ((3, 4, 5, 6), 3)],
+    ids=str,
+)
+@pytest.mark.parametrize("is_reversed", [False, True])
+@pytest.mark.parametrize("refers", [False, True])
+def test_interpolation(reference, shape, batch, is_reversed, refers):
+    predictor = Interpolation(batch=batch, reference=refers, reversed=is_reversed)
+    check(reference, forced(predictor, smooth(shape, "float32")).to_bytes())
+
+
+@pytest.mark.parametrize(("alpha16", "beta16"), [(16, 16), (20, 24), (24, 255), (255, 17)])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_interpolation_steps(reference, alpha16, beta16, dtype):
+    check(
+        reference, forced(Interpolation(alpha16=alpha16, beta16=beta16), smooth((20, 37), dtype)).to_bytes()
+    )
+
+
+@pytest.mark.parametrize(
+    "shape", [(50,), (3,), (1,), (13, 17), (2, 80), (80, 3), (6, 7, 8), (2, 3, 5, 7)], ids=str
+)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_causal(reference, shape, dtype):
+    check(reference, forced(Causal(), smooth(shape, dtype)).to_bytes())
+
+
+PREDICTORS = [
+    Causal(),
+    Interpolation(),
+    Interpolation(batch=1, reference=True),
+    Interpolation(batch=1),
+    Causal(zeros=True),
+    Interpolation(zeros=True),
+    Interpolation(batch=1, reference=True, zeros=True),
+]
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+@pytest.mark.parametrize("step", [3.0, 0.1, 1e-3, 1e-6])
+def test_code_magnitudes(reference, predictor, step):
+    check(reference, forced(predictor, smooth((11, 9, 10), noise=1), step).to_bytes())
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_quiet_data_with_bursts(reference, predictor, dtype):
+    rng = np.random.default_rng(4)
+    data = np.zeros((5, 20, 31), dtype)
+    data[rng.random(data.shape) < 0.01] = 1
+    data[2, 5:8, 6:11] = rng.normal(size=(3, 5))
+    check(reference, forced(predictor, data).to_bytes())
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_outliers(reference, predictor, dtype):
+    data = smooth((5, 9, 10), dtype)
+    data.reshape(-1)[[0, 17, 120, 121, 300, 449]] = [1e30, -3e38, 1e12, 1e9, -0.0, 1e20]
+    stream = forced(predictor, data, 1e-4)
+    assert Section.OUTLIERS in stream.sections
+    check(reference, stream.to_bytes())
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_masked_places(reference, predictor, dtype):
+    rng = np.random.default_rng(3)
+    data = smooth((5, 12, 13), dtype)
+    mask = (rng.random(data.shape) < 0.3).astype(np.uint8) * rng.integers(1, 16, data.shape, np.uint8)
+    mask[2] = 1
+    mask[0, 0, :3] = 15
+    nan = np.frombuffer(b"\x01\x02\xf0\x7f\x03\x04\xf4\xff", f"<{dtype[0]}{np.dtype(dtype).itemsize}")[-1]
+    check(reference, forced(predictor, data, mask=mask, specials=[nan, *range(14)]).to_bytes())
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS[:2], ids=str)
+@pytest.mark.parametrize("dtype", ["float16", *FLOATS, *INTEGERS])
+def test_transforms_at_their_limits(reference, predictor, dtype):
+    """Exponents and integers far beyond what the dtype holds."""
+    integer = np.dtype(dtype).kind in "iu"
+    top = 2.0**65 if integer else 1300
+    data = np.concatenate([np.linspace(-top, top, 90), np.linspace(-3, 3, 49)])
+    transform = Transform.INTEGER if integer else Transform.LOGARITHM
+    stream = forced(predictor, data, 0.25, dtype=dtype, transform=transform)
+    if not integer:
+        signs = np.random.default_rng(5).integers(0, 2, data.shape, np.uint8)
+        stream.sections[Section.SIGNS] = _core.encode_labels(signs)
+    check(reference, stream.to_bytes())
+
+
+@pytest.mark.parametrize("shape", [(60,), (8, 9), (4, 5, 6), (2, 3, 4, 5)], ids=str)
+@pytest.mark.parametrize("dtype", ["float16", *FLOATS, "int16", "int64", "uint8"])
+def test_every_lossless_prediction(reference, shape, dtype):
+    original = smooth(shape, dtype)
+    for dims in range(min(3, len(shape)) + 1):
+        unsigned = original.view(f"u{original.itemsize}")
+        codes = _core.encode_lossless(unsigned, dims, {"f": 2, "i": 1, "u": 0}[original.dtype.kind])
+        sections = {Section.PLAN: bytes([dims]), Section.CODES: codes}
+        stream = Stream(original.dtype, shape, "lossless", 0, 0, Method.LOSSLESS, sections=sections)
+        assert np.array_equal(bits(check(reference, stream.to_bytes())), bits(original))
+
+
+@pytest.mark.parametrize("method", [Method.CAUSAL, Method.LOSSLESS, Method.BYTES])
+def test_corrections(reference, method):
+    """First, adjacent, last; in the padding too."""
+    array = np.full((6, 40), 2.0, "float32")
+    array[:5, :30] = smooth((5, 30), "float32")
+    region = np.ascontiguousarray(array[:5, :30])
+    crop = Writer().varint(5).varint(30).raw(array[5, 39].tobytes()).done()
+    if method is Method.CAUSAL:
+        stream = forced(Causal(), region)
+    else:
+        codes = region.view(np.uint8).reshape(-1, 4).T.tobytes()
+        sections = {Section.CODES: codes}
+        if method is Method.LOSSLESS:
+            codes = _core.encode_lossless(region.view("u4"), 2, 2)
+            sections = {Section.CODES: codes, Section.PLAN: b"\x02"}
+        stream = Stream(array.dtype, array.shape, "abs", 1, 1, method, sections=sections)
+    stream.shape = array.shape
+    stream.sections[Section.CROP] = crop
+    places, values = [0, 1, 77, 215, 239], np.arange(5, dtype="float32")
+    corrections = Writer().varint(len(places))
+    for gap in np.diff(places, prepend=-1):
+        corrections.varint(int(gap) - 1)
+    stream.sections[Section.CORRECTIONS] = corrections.done() + values.tobytes()
+    decoded = check(reference, stream.to_bytes())
+    assert np.array_equal(decoded.reshape(-1)[places], values)
+
+
+# ---- what no encoder writes
+
+
+def outcome(decode, error, stream):
+    try:
+        return decode(stream)
+    except error:
+        return None
+
+
+def agree(reference, stream):
+    """Assert that both decoders reject the stream, or neither and they agree; say whether they decoded."""
+    decoded = outcome(pipeline.decode, AESZError, stream)
+    expected = outcome(reference.decode, reference.RejectedStreamError, stream)
+    assert (decoded is None) == (expected is None)
+    if decoded is None:
+        return False
+    assert decoded.dtype == expected.dtype
+    same = bits(decoded) == bits(expected)
+    if decoded.dtype.kind == "f":  # which NaN an operation gives is left open
+        same |= (np.isnan(decoded) & np.isnan(expected)).reshape(-1)
+    assert same.all()
+    return True
+
+
+def random_stream(rng):
+    """Return random bytes as codes, labels and signs under a valid header and plan."""
+    shape = [(60,), (13, 17), (5, 6, 7), (3, 4, 5, 3), (2, 33), (70, 3), (3, 1, 9, 8)][rng.integers(7)]
+    n, axes = math.prod(shape), sum(m > 1 for m in shape)
+    dtype = np.dtype(("float16", "float32", "float64", "int16", "int64", "uint64")[rng.integers(6)])
+    method = Method(int(rng.integers(1, 4)))
+    transform = Transform.NONE
+    if method is not Method.LOSSLESS:
+        if dtype.kind != "f":
+            transform = Transform.INTEGER
+        elif dtype.itemsize == 2 or rng.random() < 0.3:
+            transform = Transform.LOGARITHM
+    stream = Stream(dtype, shape, "abs", 1.0, 1.0, method, transform)
+
+    def noise(size):  # few, half or most of the bits set
+        data = rng.integers(0, 256, (3, size), np.uint8)
+        return (data[0] & data[1] & data[2], data[0], data[0] | data[1] | data[2])[rng.integers(3)].tobytes()
+
+    stream.sections[Section.CODES] = noise(int(rng.integers(0, 400)))
+    step, offset = float(rng.choice([1e-3, 0.1, 7.3])), float(rng.normal())
+    if method is Method.LOSSLESS:
+        plan = bytes([rng.integers(0, min(3, axes) + 1)])
+    elif method is Method.CAUSAL:
+        plan = Causal(zeros=bool(rng.integers(2))).pack(step, offset)
+    else:
+        refers, is_reversed, zeros = (bool(b) for b in rng.integers(0, 2, 3))
+        steps = {"alpha16": int(rng.integers(16, 40)), "beta16": int(rng.integers(16, 99))}
+        batch = int(rng.integers(axes))
+        predictor = Interpolation(batch=batch, reference=refers, reversed=is_reversed, zeros=zeros, **steps)
+        plan = predictor.pack(step, offset)
+    stream.sections[Section.PLAN] = plan
+    if rng.random() < 0.4:
+        stream.sections[Section.LABELS] = b"\x0f" + rng.bytes(15 * dtype.itemsize) + noise(n // 4)
+    if rng.random() < 0.4:
+        stream.sections[Section.SIGNS] = noise(n // 4)
+    return stream
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_codes(reference, seed):
+    rng = np.random.default_rng(seed)
+    decoded = sum(agree(reference, random_stream(rng).to_bytes()) for _ in range(20))
+    assert 0 < decoded < 20
+
+
+class RandomDecisions:
+    """A range coder that a decoder takes for its own: it makes up every decision and encodes it."""
+
+    def __init__(self, rng):
+        self.rng, self.low, self.range, self.words = rng, 0, 2**64 - 1, 2
+        self.ones = 0.1  # how often a bit is 1; changes now and then
+
+    def _take(self, below, width):
+        self.low += below
+        self.range = width
+        if self.range < 1 << 32:
+            self.low, self.range, self.words = self.low << 32, self.range << 32, self.words + 1
+
+    def bit(self, p1):
+        if self.rng.random() < 0.03:
+            self.ones = self.rng.choice([0.02, 0.1, 0.5, 0.99])
+        bound = (self.range >> 16) * p1
+        if self.rng.random() < self.ones:
+            self._take(0, bound)
+            return 1
+        self._take(bound, self.range - bound)
+        return 0
+
+    def symbol(self, edge):
+        s = int(self.rng.choice([0, 31, 16, self.rng.integers(32)]))
+        unit = self.range >> 15
+        self._take(unit * edge[s], unit * (edge[s + 1] - edge[s]))
+        return s
+
+    def raw(self, n):
+        value = int(self.rng.choice([0, 2**n - 1, self.rng.integers(2**n)]))
+        self._take((self.range >> n) * value, self.range >> n)
+        return value
+
+    def raw_groups(self, n):
+        groups = [16] * (n // 16) + [n % 16] * (n % 16 > 0)
+        value = 0
+        for group in groups:
+            value = value << group | self.raw(group)
+        return value
+
+    def encoded(self):
+        return self.low.to_bytes(4 * self.words, "big")
+
+
+@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+def test_random_decisions(reference, predictor, seed):
+    """Every branch of the entropy coder, however unlikely: long Golomb codes, outliers, clamped codes."""
+    rng = np.random.default_rng(seed)
+    shape, kind = [(5, 40), (3, 6, 7)][seed % 2], np.dtype(FLOATS[seed // 2 % 2])
+    plan = predictor.pack(0.5, 1.0)
+    loop = reference.ClosedLoop(kind, shape, [0] * math.prod(shape), b"", rng.normal(size=500).astype(kind))
+    loop.coder = loop.residuals.coder = RandomDecisions(rng)
+    decoder = reference.decode_causal if isinstance(predictor, Causal) else reference.decode_interpolation
+    with contextlib.suppress(reference.RejectedStreamError), np.errstate(all="ignore"):
+        decoder(loop, plan)
+    stream = Stream(kind, shape, "abs", 0.25, 0.25, predictor.method)
+    stream.sections[Section.PLAN] = plan
+    stream.sections[Section.CODES] = loop.coder.encoded()
+    stream.sections[Section.OUTLIERS] = loop.outliers[: loop.outliers_used].tobytes()
+    agree(reference, stream.to_bytes())
+
+
+def test_every_kind_of_header(reference):
+    """All dtypes, methods and transforms, most of which contradict the plan."""
+    stream = forced(Causal(), smooth((5, 6), "float32"))
+    decoded = 0
+    for dtype in ("float16", *FLOATS, *INTEGERS):
+        for method in Method:
+            for transform in Transform:
+                stream.dtype, stream.method, stream.transform = np.dtype(dtype), method, transform
+                decoded += agree(reference, stream.to_bytes())
+    assert decoded
+
+
+@pytest.mark.parametrize(
+    "section", [Section.CROP, Section.LABELS, Section.PLAN, Section.OUTLIERS, Section.CORRECTIONS]
+)
+def test_damaged_sections(reference, section):
+    """Every byte of a section set to what it may not be, bytes cut and bytes added."""
+    data = smooth((5, 6), "float32")
+    data[2, 3] = 1e30
+    stream = forced(Causal(), data, mask=np.eye(5, 6, dtype=np.uint8), specials=[np.nan])
+    stream.shape = (7, 6)
+    stream.sections[Section.CROP] = b"\x05\x06" + bytes(4)
+    stream.sections[Section.CORRECTIONS] = b"\x02\x00\x28" + bytes(8)
+    assert agree(reference, stream.to_bytes())
+    whole = stream.sections[section]
+    damaged = [whole[:n] for n in range(len(whole))] + [whole + b"\x00", whole + b"\x01\x02\x03\x04"]
+    for at in range(len(whole)):
+        damaged += [whole[:at] + bytes([byte]) + whole[at + 1 :] for byte in (0, 7, 127, 128, 255)]
+    for content in damaged:
+        stream.sections[section] = content
+        agree(reference, stream.to_bytes())
+
+
+def test_damaged_bytes(reference):
+    """Any changed byte of a stream is noticed by both, and any missing one."""
+    stream = pipeline.encode(special((18, 20)), ErrorBound("abs", 0.5))
+    for at in range(len(stream)):
+        assert not agree(reference, stream[:at])
+        assert not agree(reference, stream[:at] + bytes([stream[at] ^ 1 << at % 8]) + stream[at + 1 :])
+    assert not agree(reference, stream + b"\x00")

@@ -1,0 +1,59 @@
+"""The same bits with and without the loops for AVX2: what a process without them reads and writes is compared."""
+
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from aesz_codec import pipeline
+from aesz_codec.bounds import ErrorBound
+
+PLAIN = """
+import hashlib, sys
+import numpy as np
+from aesz_codec import pipeline
+from aesz_codec.bounds import ErrorBound
+folder, mode, value = sys.argv[1], sys.argv[2], float(sys.argv[3])
+with open(folder + "/stream", "rb") as file:
+    stream = file.read()
+print(hashlib.sha256(pipeline.decode(stream).tobytes()).hexdigest())
+again = pipeline.encode(np.load(folder + "/array.npy"), ErrorBound(mode, value))
+print(hashlib.sha256(again).hexdigest())
+"""
+
+
+def field(shape, dtype):
+    rng = np.random.default_rng(5)
+    values = rng.normal(size=shape)
+    for axis in range(len(shape)):
+        values = np.cumsum(values - values.mean(axis), axis)
+    return (values / values.std()).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "mode", "value"),
+    [
+        ((7, 61, 83), "float32", "abs", 0.05),
+        ((7, 61, 83), "float64", "abs", 1e-4),
+        ((113, 97), "float32", "abs", 0.3),
+        ((5, 4, 31, 33), "float32", "pw_rel", 0.01),
+    ],
+)
+def test_portable_loops_give_the_same_bits(tmp_path, shape, dtype, mode, value):
+    array = field(shape, dtype)
+    stream = pipeline.encode(array, ErrorBound(mode, value))
+    np.save(tmp_path / "array.npy", array)
+    (tmp_path / "stream").write_bytes(stream)
+    out = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(tmp_path), mode, str(value)],
+        env={**os.environ, "AESZ_SIMD": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    decoded, encoded = out.stdout.split()
+    assert decoded == hashlib.sha256(pipeline.decode(stream).tobytes()).hexdigest()
+    assert encoded == hashlib.sha256(stream).hexdigest()
