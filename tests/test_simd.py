@@ -29,7 +29,7 @@ def field(shape, dtype):
     rng = np.random.default_rng(5)
     values = rng.normal(size=shape)
     for axis in range(len(shape)):
-        values = np.cumsum(values - values.mean(axis), axis)
+        values = np.cumsum(values - values.mean(axis, keepdims=True), axis)
     return (values / values.std()).astype(dtype)
 
 
