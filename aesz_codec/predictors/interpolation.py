@@ -72,18 +72,12 @@ class Interpolation:
                 yield cls(batch=batch, zeros=zeros)
 
     def refinements(self, effort: str) -> Iterator[Self]:
-        """See `Predictor`: tighter coarse levels, and for ``max`` the other order of the axes."""
-        if effort == "fast":
+        """See `Predictor`: for ``max``, tighter coarse levels and the other order of the axes."""
+        if effort != "max":
             return
-        steps = (
-            ((20, 24), (24, 40))
-            if effort == "default"
-            else ((18, 20), (20, 24), (20, 32), (24, 40), (28, 64))
-        )
-        for alpha16, beta16 in steps:
+        for alpha16, beta16 in ((18, 20), (20, 24), (20, 32), (24, 40), (28, 64)):
             yield replace(self, alpha16=alpha16, beta16=beta16)
-        if effort == "max":
-            yield replace(self, reversed=True)
+        yield replace(self, reversed=True)
 
     def encode(self, data: Floats, mask: Mask, quantizer: Quantizer) -> tuple[bytes, bytes]:
         """See `Predictor`."""
