@@ -490,7 +490,7 @@ def _decoded(stream: Stream) -> Array:
             return np.empty(stream.shape, stream.dtype)
         return np.full(stream.shape, fill, stream.dtype)
     codes = stream.sections.get(Section.CODES, b"")
-    if size > _VALUES_PER_BYTE * (len(codes) + len(stream.sections.get(Section.LABELS, b"")) + 64):
+    if size > _VALUES_PER_BYTE * (len(codes) + len(stream.sections.get(Section.LABELS, b"")) + 1):
         raise corrupt("codes", f"{len(codes)} bytes", f"more for {size} values")
     region = _decoded_region(stream, shape, codes)
     if fill is None:

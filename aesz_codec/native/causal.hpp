@@ -14,11 +14,11 @@ struct CausalTap {
     int back[kMaxDims];
 };
 constexpr CausalTap kCausalTaps[] = {
-    {{1, 0, 0, 0}},  {{2, 0, 0, 0}},                                                                    // in the line
-    {{0, 1, 0, 0}},  {{1, 1, 0, 0}},  {{-1, 1, 0, 0}}, {{0, 2, 0, 0}},  {{2, 1, 0, 0}}, {{-2, 1, 0, 0}},  // in the plane
-    {{0, 0, 1, 0}},  {{1, 0, 1, 0}},  {{-1, 0, 1, 0}}, {{0, 1, 1, 0}},  {{0, -1, 1, 0}}, {{0, 0, 2, 0}},
-    {{1, 1, 1, 0}},                                                                                     // planes before
-    {{0, 0, 0, 1}},  {{1, 0, 0, 1}},  {{0, 1, 0, 1}},  {{0, 0, 1, 1}},                                    // along the fourth axis
+    {{1, 0, 0, 0}}, {{2, 0, 0, 0}},                                                                     // in the line
+    {{0, 1, 0, 0}}, {{1, 1, 0, 0}}, {{-1, 1, 0, 0}}, {{0, 2, 0, 0}}, {{2, 1, 0, 0}},  {{-2, 1, 0, 0}},  // in the plane
+    {{0, 0, 1, 0}}, {{1, 0, 1, 0}}, {{-1, 0, 1, 0}}, {{0, 1, 1, 0}}, {{0, -1, 1, 0}}, {{0, 0, 2, 0}},
+    {{1, 1, 1, 0}},                                                   // planes before
+    {{0, 0, 0, 1}}, {{1, 0, 0, 1}}, {{0, 1, 0, 1}},  {{0, 0, 1, 1}},  // along the fourth axis
 };
 constexpr int kTapsOf[kMaxDims + 1] = {0, 2, 8, 15, 19};
 constexpr int kMaxTaps = 19;
@@ -27,7 +27,7 @@ constexpr int kBases[kMaxDims] = {0, 2, 8, 15};  // the nearest tap along each a
 struct CausalPlan {
     Shape shape;
     double step = 0;
-    double offset = 0;  // prediction of the first value
+    double offset = 0;   // prediction of the first value
     bool zeros = false;  // see ResidualCoder
 };
 
@@ -40,7 +40,11 @@ class CausalCoder : ClosedLoop<T, Coder> {
     using Base::unused_outliers;
 
     CausalCoder(const CausalPlan& plan, Chunk<T>& chunk, Coder& coder)
-        : Base(chunk, plan.shape.size, coder, plan.zeros), plan_(plan), taps_(kTapsOf[plan.shape.n]), sums_(width()), partial_(width()) {
+        : Base(chunk, plan.shape.size, coder, plan.zeros),
+          plan_(plan),
+          taps_(kTapsOf[plan.shape.n]),
+          sums_(width()),
+          partial_(width()) {
         for (int k = 0; k < taps_; ++k)
             for (int a = 0; a < plan.shape.n; ++a)
                 offset_[k] -= kCausalTaps[k].back[a] * plan.shape.step[static_cast<std::size_t>(plan.shape.n - 1 - a)];
@@ -67,7 +71,8 @@ class CausalCoder : ClosedLoop<T, Coder> {
 
     Coordinates coordinates(int64_t at) const {
         Coordinates c{};
-        for (std::size_t a = 0; a < static_cast<std::size_t>(plan_.shape.n); ++a) c[a] = at / plan_.shape.step[a] % plan_.shape.dim[a];
+        for (std::size_t a = 0; a < static_cast<std::size_t>(plan_.shape.n); ++a)
+            c[a] = at / plan_.shape.step[a] % plan_.shape.dim[a];
         return c;
     }
 
@@ -202,7 +207,7 @@ class CausalCoder : ClosedLoop<T, Coder> {
     const CausalPlan& plan_;
     int taps_;
     int64_t offset_[kMaxTaps] = {};
-    int32_t weights_[kMaxTaps] = {};   // in 1/256; that of the base is not used
+    int32_t weights_[kMaxTaps] = {};  // in 1/256; that of the base is not used
     double coefficient_[kMaxTaps] = {};
     LineSums sums_;
     std::vector<double> partial_;

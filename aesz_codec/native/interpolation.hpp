@@ -218,7 +218,7 @@ struct InterpolationPlan {
     double step = 0;         // quantizer step of the finest level
     int alpha16 = 16;        // step of level l = step / min(alpha^l, beta), both in 1/16
     int beta16 = 16;
-    double offset = 0;       // prediction of the first point
+    double offset = 0;  // prediction of the first point
 
     int levels() const {
         int64_t longest = 1;
@@ -244,8 +244,11 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
     using Base::unused_outliers;
 
     InterpolationCoder(const InterpolationPlan& plan, Chunk<T>& chunk, Coder& coder)
-        : Base(chunk, plan.frame.size * plan.frames, coder, plan.zeros), plan_(plan), order_(class_order(plan.frame.n, plan.reversed)),
-          known_(2 * kFitLevels * order_.size()), weights_(known_.size()) {
+        : Base(chunk, plan.frame.size * plan.frames, coder, plan.zeros),
+          plan_(plan),
+          order_(class_order(plan.frame.n, plan.reversed)),
+          known_(2 * kFitLevels * order_.size()),
+          weights_(known_.size()) {
         const std::size_t width = static_cast<std::size_t>(plan.frame.dim[static_cast<std::size_t>(plan.frame.n - 1)]);
         prediction_.resize(width);
         quantized_.resize(width);
@@ -289,12 +292,12 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
         const std::size_t i = slot(level, k);
         if (!known_[i]) {
             if constexpr (!Coder::decoding)
-                if (plan_.frames == 1)
-                    weights_[i] = fit(geometry, order_[k], level, {{source_, chunk_.data, chunk_.mask}});
+                if (plan_.frames == 1) weights_[i] = fit(geometry, order_[k], level, {{source_, chunk_.data, chunk_.mask}});
             for (std::size_t j = 0; j < static_cast<std::size_t>(geometry.layout.count()); ++j)
                 weights_[i][j] = defaults[j] + residual_.code_integer(Coder::decoding ? 0 : weights_[i][j] - defaults[j]);
             for (std::size_t j = 0; j < static_cast<std::size_t>(geometry.layout.count()); ++j)
-                if (weights_[i][j] < -4096 || weights_[i][j] > 4096) throw CorruptStream("an interpolation weight is out of range");
+                if (weights_[i][j] < -4096 || weights_[i][j] > 4096)
+                    throw CorruptStream("an interpolation weight is out of range");
             known_[i] = true;
         }
         return weights_[i];
@@ -354,7 +357,9 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
         const int inner = plan_.frame.n - 1;
         const Line line = line_of(set, s);
         const auto [low, high] = geometry.interior();
-        const auto index_of = [&](int64_t x) { return std::clamp<int64_t>((x - line.x0 + line.dx - 1) / line.dx, 0, line.count); };
+        const auto index_of = [&](int64_t x) {
+            return std::clamp<int64_t>((x - line.x0 + line.dx - 1) / line.dx, 0, line.count);
+        };
         const int64_t i0 = low <= line.x0 ? 0 : index_of(low);
         const int64_t i1 = std::max(i0, high <= line.x0 ? 0 : index_of(high));
         std::vector<std::unique_ptr<Stencil>> cache(4096);
@@ -403,7 +408,8 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
                 if (expected[i] == 0 && (magnitude(context.west) | west2) == 0 && i + kQuietBlock <= line.count &&
                     among_zeros(expected + i, here, line.dx)) {
                     const int zeros = residual_.code_quiet(group, Coder::decoding ? 0 : leading_zeros(quantized + i));
-                    for (int k = 0; k < zeros; ++k, ++i, here += line.dx) chunk_.out[here] = reconstruct<T>(prediction[i], 0, step);
+                    for (int k = 0; k < zeros; ++k, ++i, here += line.dx)
+                        chunk_.out[here] = reconstruct<T>(prediction[i], 0, step);
                     if (zeros == kQuietBlock) {
                         --i;
                     } else {
@@ -515,8 +521,8 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
         std::vector<Sample> samples;
         for (int64_t i = 0; i < n; ++i) {
             const int64_t frame = first + (2 * i + 1) * (plan_.frames - first) / (2 * n);
-            Sample sample{{out.data() + i * size, nullptr}, chunk_.data + frame * size,
-                          chunk_.mask ? chunk_.mask + frame * size : nullptr};
+            Sample sample{
+                {out.data() + i * size, nullptr}, chunk_.data + frame * size, chunk_.mask ? chunk_.mask + frame * size : nullptr};
             if (plan_.reference) {  // the frame before as the quantizer might have left it
                 T* y = before.data() + i * size;
                 const T* x = sample.data - size;
@@ -526,7 +532,8 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
                 }
                 sample.source[1] = y;
             }
-            out[static_cast<std::size_t>(i * size)] = sample.mask && sample.mask[0] ? static_cast<T>(plan_.offset) : sample.data[0];
+            out[static_cast<std::size_t>(i * size)] =
+                sample.mask && sample.mask[0] ? static_cast<T>(plan_.offset) : sample.data[0];
             samples.push_back(sample);
         }
         referring_ = plan_.reference;
@@ -573,7 +580,7 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
     std::vector<int32_t> quantized_;
     LineSums sums_;
     std::array<const T*, 2> source_{};
-    int64_t frame_ = 0;        // element of the frame's first value
+    int64_t frame_ = 0;  // element of the frame's first value
     bool referring_ = false;
 };
 

@@ -4,8 +4,8 @@
 // No include guard.
 
 template <int N, int Distance, class T>
-AESZ_TARGET void accumulate(const Stencil::Pair* pair, const T* const* source, int64_t at, int64_t distance, int64_t count, bool first,
-                            double* AESZ_RESTRICT out) {
+AESZ_TARGET void accumulate(const Stencil::Pair* pair, const T* const* source, int64_t at, int64_t distance, int64_t count,
+                            bool first, double* AESZ_RESTRICT out) {
     const T* a[N];
     const T* b[N];
     double c[N];
@@ -86,8 +86,8 @@ AESZ_TARGET void gather(const int16_t* codes, const NeighbourLines& lines, int64
 }
 
 template <int Distance, class T>
-AESZ_TARGET void quantize_all(const T* data, int64_t distance, int64_t count, const double* prediction, double step, double inverse,
-                              double tolerance, int32_t* AESZ_RESTRICT code) {
+AESZ_TARGET void quantize_all(const T* data, int64_t distance, int64_t count, const double* prediction, double step,
+                              double inverse, double tolerance, int32_t* AESZ_RESTRICT code) {
     const int64_t d = Distance ? Distance : distance;
     for (int64_t i = 0; i < count; ++i) code[i] = quantize<T>(data[i * d], prediction[i], step, inverse, tolerance);
 }
@@ -106,8 +106,8 @@ AESZ_TARGET void add_taps(const T* line, const int64_t* offset, const double* co
 }
 
 AESZ_TARGET inline void gather_causal(const int16_t* north, const int16_t* north2, const int16_t* plane, int64_t count,
-                                      uint32_t* AESZ_RESTRICT expected, uint32_t* AESZ_RESTRICT near, uint32_t* AESZ_RESTRICT other,
-                                      int32_t* AESZ_RESTRICT norths) {
+                                      uint32_t* AESZ_RESTRICT expected, uint32_t* AESZ_RESTRICT near,
+                                      uint32_t* AESZ_RESTRICT other, int32_t* AESZ_RESTRICT norths) {
     for (int64_t i = 0; i < count; ++i) {
         expected[i] = near[i] = other[i] = 0;
         norths[i] = 0;

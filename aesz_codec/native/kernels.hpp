@@ -27,10 +27,10 @@ struct Stencil {
 
 // Codes around a line that are known before the line is.
 struct NeighbourLines {
-    int near_count = 0;                  // nearest points of earlier passes, as offsets; those of the last point apart
+    int near_count = 0;  // nearest points of earlier passes, as offsets; those of the last point apart
     int64_t near[2 * kMaxDims], near_last[2 * kMaxDims];
     uint32_t near_weight = 0;
-    const int16_t* north = nullptr;      // the line before, the plane before, the reference frame; or none
+    const int16_t* north = nullptr;  // the line before, the plane before, the reference frame; or none
     const int16_t* plane = nullptr;
     const int16_t* reference = nullptr;
 };
@@ -72,7 +72,7 @@ inline const bool kAvx2 = [] {
 #endif
 }();
 
-#define AESZ_DISPATCH(function, ...)                                  \
+#define AESZ_DISPATCH(function, ...)                                                           \
     (kAvx2 ? (distance == 2 ? avx2::function<2>(__VA_ARGS__) : avx2::function<0>(__VA_ARGS__)) \
            : (distance == 2 ? portable::function<2>(__VA_ARGS__) : portable::function<0>(__VA_ARGS__)))
 
@@ -91,7 +91,8 @@ void quantize_line(const T* data, int64_t distance, int64_t count, const double*
 
 // Sums of the codes around a line.
 inline void gather_line(const int16_t* codes, const NeighbourLines& lines, int64_t distance, int64_t count, LineSums& sums) {
-    AESZ_DISPATCH(gather, codes, lines, distance, count, sums.expected.data(), sums.near.data(), sums.other.data(), sums.north.data());
+    AESZ_DISPATCH(gather, codes, lines, distance, count, sums.expected.data(), sums.near.data(), sums.other.data(),
+                  sums.north.data());
 }
 
 #undef AESZ_DISPATCH
@@ -99,7 +100,8 @@ inline void gather_line(const int16_t* codes, const NeighbourLines& lines, int64
 // The causal predictor's sums over the lines before: coefficient times value, in the order of the taps.
 template <class T>
 void add_taps(const T* line, const int64_t* offset, const double* coefficient, int taps, int64_t count, double* out) {
-    kAvx2 ? avx2::add_taps(line, offset, coefficient, taps, count, out) : portable::add_taps(line, offset, coefficient, taps, count, out);
+    kAvx2 ? avx2::add_taps(line, offset, coefficient, taps, count, out)
+          : portable::add_taps(line, offset, coefficient, taps, count, out);
 }
 
 // The causal predictor's contexts; a line that is not there is null.

@@ -16,7 +16,7 @@ constexpr int kLabelBits = 4;
 template <class Coder>
 void code_labels(Coder& coder, uint8_t* labels, int64_t planes, int64_t lines, int64_t width) {
     struct Models {
-        Bit regular[256];                        // is the label that of the pixel to the west (or its stand-in)?
+        Bit regular[256];                             // is the label that of the pixel to the west (or its stand-in)?
         Bit value[1 << kLabelBits][1 << kLabelBits];  // else which: a binary tree, by the western label
     };
     const auto models = std::make_unique<Models>();

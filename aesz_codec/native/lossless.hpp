@@ -61,14 +61,17 @@ void code_lossless(Coder& coder, U* values, const Shape& shape, int dims, Order 
                     there = there && inside[k];
                     back += step[k];
                 }
-            if (there) prediction = static_cast<U>(count_bits(static_cast<unsigned>(set)) % 2 ? prediction + ordered(at - back) : prediction - ordered(at - back));
+            if (there)
+                prediction = static_cast<U>(count_bits(static_cast<unsigned>(set)) % 2 ? prediction + ordered(at - back)
+                                                                                       : prediction - ordered(at - back));
         }
         const U residual = Coder::decoding ? 0 : static_cast<U>(ordered(at) - prediction);
         const U top = static_cast<U>(U{1} << (kBits - 1));
         U folded = residual & top ? static_cast<U>(~static_cast<U>(residual << 1)) : static_cast<U>(residual << 1);
         unsigned length = 0;
         while (!Coder::decoding && length < kBits && folded >> length) ++length;
-        const unsigned west = x ? lengths[static_cast<std::size_t>(x - 1)] : lengths[0], north = lengths[static_cast<std::size_t>(x)];
+        const unsigned west = x ? lengths[static_cast<std::size_t>(x - 1)] : lengths[0],
+                       north = lengths[static_cast<std::size_t>(x)];
         const unsigned context = (west + north + 1) / 2;
         unsigned node = 1;
         for (int bit = 6; bit >= 0; --bit)
@@ -82,7 +85,8 @@ void code_lossless(Coder& coder, U* values, const Shape& shape, int dims, Order 
             unsigned left = length - 2;
             if (left) {
                 --left;
-                value = static_cast<U>(value << 1 | static_cast<U>(code_bit(coder, models->third[length][second], folded >> left & 1)));
+                value = static_cast<U>(value << 1 |
+                                       static_cast<U>(code_bit(coder, models->third[length][second], folded >> left & 1)));
             }
             while (left) {
                 const unsigned n = left < 16 ? left : 16;

@@ -17,8 +17,8 @@ namespace aesz {
 
 // Logits have 8 fractional bits and lie in -2047..2047.  The tables are built from integers, alike everywhere.
 struct Logistic {
-    std::array<uint16_t, 4096> squash;   // logit + 2048 -> probability in 1/65536
-    std::array<int16_t, 4096> stretch;   // probability in 1/4096 -> logit
+    std::array<uint16_t, 4096> squash;  // logit + 2048 -> probability in 1/65536
+    std::array<int16_t, 4096> stretch;  // probability in 1/4096 -> logit
 
     Logistic() {
         constexpr uint64_t one = uint64_t{1} << 31;
@@ -104,7 +104,7 @@ int code_mixed(Coder& coder, Bit* const (&models)[N], Mixer<N>& mixer, int value
     const int32_t error = (value ? 65536 : 0) - static_cast<int32_t>(p);
     for (int i = 0; i < N; ++i) {
         const int64_t weight = mixer.weight[i] + ((static_cast<int64_t>(logit[i]) * error * 6 + (1 << 17)) >> 18);
-        mixer.weight[i] = static_cast<int32_t>(weight < -(1 << 20) ? -(1 << 20) : weight > (1 << 20) ? 1 << 20 : weight);
+        mixer.weight[i] = static_cast<int32_t>(weight<-(1 << 20) ? -(1 << 20) : weight>(1 << 20) ? 1 << 20 : weight);
         models[i]->update(value);
     }
     return value;
@@ -147,8 +147,10 @@ struct alignas(64) Distribution {
         const __m128i t = _mm_set1_epi16(static_cast<int16_t>(target));
         const auto* e = reinterpret_cast<const __m128i*>(edge.data());
         const __m128i low = _mm_packs_epi16(_mm_cmpgt_epi16(_mm_load_si128(e), t), _mm_cmpgt_epi16(_mm_load_si128(e + 1), t));
-        const __m128i high = _mm_packs_epi16(_mm_cmpgt_epi16(_mm_load_si128(e + 2), t), _mm_cmpgt_epi16(_mm_load_si128(e + 3), t));
-        const uint64_t above = static_cast<uint32_t>(_mm_movemask_epi8(low)) | static_cast<uint64_t>(_mm_movemask_epi8(high)) << 16;
+        const __m128i high =
+            _mm_packs_epi16(_mm_cmpgt_epi16(_mm_load_si128(e + 2), t), _mm_cmpgt_epi16(_mm_load_si128(e + 3), t));
+        const uint64_t above = static_cast<uint32_t>(_mm_movemask_epi8(low)) | static_cast<uint64_t>(_mm_movemask_epi8(high))
+                                                                                   << 16;
         return lowest_bit(above | uint64_t{1} << 32) - 1;
 #else
         const int16_t t = static_cast<int16_t>(target);

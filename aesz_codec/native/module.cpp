@@ -67,7 +67,8 @@ InterpolationPlan interpolation_plan(const Array& array, const Parameters& p) {
     plan.zeros = p.zeros;
     plan.alpha16 = p.alpha16;
     plan.beta16 = p.beta16;
-    if (!(plan.step > 0) || plan.alpha16 < 16 || plan.beta16 < 16) throw std::invalid_argument("step, alpha or beta out of range");
+    if (!(plan.step > 0) || plan.alpha16 < 16 || plan.beta16 < 16)
+        throw std::invalid_argument("step, alpha or beta out of range");
     return plan;
 }
 
@@ -122,13 +123,13 @@ template <class T>
 nb::tuple encode_causal(Input<T> data, Mask mask, double tolerance, double step, double offset, bool zeros) {
     if (!(step > 0)) throw std::invalid_argument("step out of range");
     const CausalPlan plan{shape_of(data), step, offset, zeros};
-    return encode_with<T>(data, mask, tolerance,
-                          [&](Chunk<T>& chunk, RangeEncoder& encoder) { CausalCoder<T, RangeEncoder>(plan, chunk, encoder).run(); });
+    return encode_with<T>(data, mask, tolerance, [&](Chunk<T>& chunk, RangeEncoder& encoder) {
+        CausalCoder<T, RangeEncoder>(plan, chunk, encoder).run();
+    });
 }
 
 template <class T>
-void decode_causal(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset,
-                   bool zeros) {
+void decode_causal(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, bool zeros) {
     if (!(step > 0)) throw std::invalid_argument("step out of range");
     const CausalPlan plan{shape_of(out), step, offset, zeros};
     decode_with<T>(codes, outliers, out, mask, [&](Chunk<T>& chunk, RangeDecoder& decoder) {
@@ -176,7 +177,8 @@ void decode_labels(nb::bytes codes, Output<uint8_t> labels) {
 template <class U>
 nb::bytes encode_lossless(Input<U> values, int dims, int order) {
     const Shape shape = shape_of(values);
-    if (dims < 0 || dims > 3 || dims > shape.n || order < 0 || order > 2) throw std::invalid_argument("dims or order out of range");
+    if (dims < 0 || dims > 3 || dims > shape.n || order < 0 || order > 2)
+        throw std::invalid_argument("dims or order out of range");
     std::vector<uint8_t> codes;
     {
         nb::gil_scoped_release release;
@@ -191,7 +193,8 @@ nb::bytes encode_lossless(Input<U> values, int dims, int order) {
 template <class U>
 void decode_lossless(nb::bytes codes, Output<U> values, int dims, int order) {
     const Shape shape = shape_of(values);
-    if (dims < 0 || dims > 3 || dims > shape.n || order < 0 || order > 2) throw std::invalid_argument("dims or order out of range");
+    if (dims < 0 || dims > 3 || dims > shape.n || order < 0 || order > 2)
+        throw std::invalid_argument("dims or order out of range");
     nb::gil_scoped_release release;
     RangeDecoder decoder(reinterpret_cast<const uint8_t*>(codes.c_str()), codes.size());
     code_lossless(decoder, values.data(), shape, dims, static_cast<Order>(order));
@@ -242,7 +245,8 @@ void bind_floating(nb::module_& m) {
 template <class U>
 void bind_lossless(nb::module_& m) {
     m.def("encode_lossless", &encode_lossless<U>, nb::arg("values"), nb::arg("dims"), nb::arg("order"));
-    m.def("decode_lossless", &decode_lossless<U>, nb::arg("codes"), nb::arg("values").noconvert(), nb::arg("dims"), nb::arg("order"));
+    m.def("decode_lossless", &decode_lossless<U>, nb::arg("codes"), nb::arg("values").noconvert(), nb::arg("dims"),
+          nb::arg("order"));
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace aesz {
 
 constexpr int32_t kOutlier = INT32_MIN;  // "this value is stored exactly"
 constexpr int32_t kLargestCode = 1 << 30;
-constexpr int32_t kClip = 4095;          // codes are remembered up to this magnitude
+constexpr int32_t kClip = 4095;  // codes are remembered up to this magnitude
 
 inline int16_t clipped(int32_t code) { return static_cast<int16_t>(std::clamp(code, -kClip, kClip)); }
 
@@ -26,11 +26,11 @@ inline int scale_class(uint32_t expected16) {
 
 // What is known of a value before it is coded.  Magnitudes in 1/16.
 struct Context {
-    uint32_t expected = 0;          // weighted sum over all neighbours
-    uint32_t near = 0;              // of the nearest points of earlier passes
-    uint32_t other = 0;             // of the plane or the frame before
-    int32_t west = 0, north = 0;    // neighbouring codes of the same pass
-    int group = 0;                  // kind of pass
+    uint32_t expected = 0;        // weighted sum over all neighbours
+    uint32_t near = 0;            // of the nearest points of earlier passes
+    uint32_t other = 0;           // of the plane or the frame before
+    int32_t west = 0, north = 0;  // neighbouring codes of the same pass
+    int group = 0;                // kind of pass
 };
 
 constexpr int kGroups = 7;
@@ -55,8 +55,8 @@ class ResidualCoder {
 
         const int n = std::min(near / 2, 15), o = std::min(scale_class(c.other) / 2, 15);
         const int w = static_cast<int>(std::min(magnitude(c.west), 3u) * 4 + std::min(magnitude(c.north), 3u));
-        Bit* const zero[4] = {&m.zero_scale[c.group][scale], &m.zero_near[c.group][n * 16 + w],
-                              &m.zero_other[o * 16 + n][scale], &m.zero_same[c.group][w * kBinaryBelow + scale]};
+        Bit* const zero[4] = {&m.zero_scale[c.group][scale], &m.zero_near[c.group][n * 16 + w], &m.zero_other[o * 16 + n][scale],
+                              &m.zero_same[c.group][w * kBinaryBelow + scale]};
         if (!code_mixed<4>(coder_, zero, m.zero_mixer[c.group], value != 0)) return 0;
         return symbol(m.nonzero[scale], m.nonzero_child[c.group][scale][variant], scale, value);
     }
@@ -66,7 +66,8 @@ class ResidualCoder {
         Models& m = *models_;
         if (code_bit(coder_, m.quiet[group], zeros == kQuietBlock)) return kQuietBlock;
         int node = 1;
-        for (int bit = kQuietBits - 1; bit >= 0; --bit) node = 2 * node + code_bit(coder_, m.first[group][node], zeros >> bit & 1);
+        for (int bit = kQuietBits - 1; bit >= 0; --bit)
+            node = 2 * node + code_bit(coder_, m.first[group][node], zeros >> bit & 1);
         return node - kQuietBlock;
     }
 

@@ -1,0 +1,156 @@
+"""Small streams of every kind, and how to damage them so that the checksums do not notice."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from aesz_codec import pipeline
+from aesz_codec.bounds import ErrorBound
+from aesz_codec.predictors import Causal, Interpolation, Predictor, Quantizer
+from aesz_codec.stream import Section, Stream, Writer
+
+__all__ = ["claimed_bytes", "golden", "header_length", "repaired", "samples"]
+
+ITEM_SIZES = (2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8)  # by the number of the dtype
+
+
+def waves(*shape: int, noise: float = 0.0, dtype: str = "f4") -> np.ndarray:
+    """Return a smooth field of order 10, with noise."""
+    axes = np.meshgrid(*(np.linspace(0, 2, n) for n in shape), indexing="ij", sparse=True)
+    field = sum((np.sin((k + 2) * x + k) for k, x in enumerate(axes)), start=np.zeros(shape))
+    return (10 * field + noise * np.random.default_rng(5).standard_normal(shape)).astype(dtype)
+
+
+def forced(array: np.ndarray, tolerance: float, predictor: Predictor) -> bytes:
+    """Code a float array of at most four axes by a predictor that the encoder might not choose."""
+    quantizer = Quantizer(tolerance, 2 * tolerance * (1 - 2.0**-12), float(array.flat[0]))
+    codes, outliers = predictor.encode(array, None, quantizer)
+    stream = Stream(array.dtype, array.shape, "abs", tolerance, tolerance, predictor.method)
+    stream.sections = {Section.PLAN: predictor.pack(quantizer.step, quantizer.offset), Section.CODES: codes}
+    if outliers:
+        stream.sections[Section.OUTLIERS] = outliers
+    return stream.to_bytes()
+
+
+def corrected(stream: bytes, positions: list[int]) -> bytes:
+    """Add the section of corrections."""
+    parsed = Stream.from_bytes(stream)
+    writer, before = Writer().varint(len(positions)), -1
+    for position in positions:
+        writer.varint(position - before - 1)
+        before = position
+    values = np.arange(len(positions)).astype(parsed.dtype)
+    parsed.sections[Section.CORRECTIONS] = writer.raw(values.tobytes()).done()
+    return parsed.to_bytes()
+
+
+def samples() -> dict[str, bytes]:
+    """Return streams that together use every method, section, transform and width."""
+    rng = np.random.default_rng(3)
+    land = waves(11, 13, noise=0.05)
+    land[3:8, 4:9] = np.nan
+    land[0, 1], land[9, 9] = np.inf, 1e30
+    land[:, 11:] = -9999
+    spiky = waves(12, 9, dtype="f8")
+    spiky[rng.random(spiky.shape) < 0.05] *= 1e12
+    signed = waves(8, 9, noise=0.1)
+    signed[2, 2:5] = 0
+    counts = np.round(waves(9, 8, dtype="f8") * 40).astype("i4")
+    frames = waves(1, 7, 8) + rng.standard_normal((5, 7, 8)).astype("f4") * 0.01
+
+    def encode(array: np.ndarray, mode: str, value: float | None = None, effort: str = "default") -> bytes:
+        return pipeline.encode(array, ErrorBound(mode, value), effort=effort)
+
+    out = {
+        "constant": encode(np.full((3, 4), 7, "f4"), "abs", 0.1),
+        "all-nan": encode(np.full((2, 3), np.nan, "f8"), "abs", 0.1),
+        "empty": encode(np.empty((0, 3), "f4"), "abs", 0.1),
+        "scalar": encode(np.array(2.5, "f8"), "lossless"),
+        "smooth": encode(waves(15, 16), "abs", 0.05),
+        "land": encode(land, "abs", 0.05),
+        "spiky": encode(spiky, "abs", 0.01),
+        "logarithm": encode(signed, "pw_rel", 1e-2),
+        "integers": encode(counts, "abs", 3.0),
+        "tight": encode(waves(60, noise=0.5), "abs", 1e-3),
+        "lossless-u1": encode(rng.poisson(20, (7, 9)).astype("u1"), "lossless"),
+        "lossless-i2": encode(np.round(waves(5, 6, 4) * 100).astype("i2"), "lossless"),
+        "lossless-f4": encode(waves(9, 8), "lossless"),
+        "lossless-f8": encode(waves(7, 6, dtype="f8"), "lossless"),
+        "float16": encode(waves(6, 8, dtype="f2"), "abs", 0.5),
+        "bytes": encode(np.tile(rng.standard_normal(4), 30).astype("f4"), "lossless"),
+        "line": forced(waves(40, noise=0.1), 0.05, Interpolation()),
+        "plane": forced(waves(9, 10, noise=0.1), 0.05, Interpolation(reversed=True, alpha16=20, beta16=24)),
+        "frames": forced(frames, 0.02, Interpolation(batch=1, reference=True)),
+        "four-axes": forced(waves(3, 4, 5, 4, noise=0.1), 0.1, Interpolation()),
+        "four-axes-frames": forced(waves(3, 2, 5, 4, noise=0.1), 0.1, Interpolation(batch=2)),
+        "causal-plane": forced(waves(9, 11, noise=0.1), 0.02, Causal()),
+        "causal-box": forced(waves(4, 5, 6, noise=0.1), 0.05, Causal()),
+        "causal-four-axes": forced(waves(3, 3, 4, 5, noise=0.1), 0.05, Causal()),
+    }
+    out["corrected"] = corrected(out["plane"], [0, 17, 18, 89])
+    return out
+
+
+def golden() -> dict[str, bytes]:
+    """Return the golden streams, without those that must be rejected as they are."""
+    folder = Path(__file__).parent.parent / "golden"
+    files = [path for path in sorted(folder.glob("*/*.aesz")) if path.parent.name != "reject"]
+    return {f"{path.parent.name}/{path.stem}": path.read_bytes() for path in files}
+
+
+# ---- damage that the checksums do not see: docs/format.md, section 2 ---------------------------------------
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for i in range(9):
+        byte = data[at + i]
+        value |= (byte & 127) << (7 * i)
+        if byte < 128:
+            return value, at + i + 1
+    raise IndexError("no end of a varint")
+
+
+def _header(data: bytes) -> tuple[int, list[int]]:
+    """Return the length of the header without its checksum, and the shape; IndexError if it is cut off."""
+    at, shape = 12, []
+    for _ in range(data[11]):
+        n, at = _varint(data, at)
+        shape.append(n)
+    at += 16
+    sections, at = data[at], at + 1
+    for _ in range(sections):
+        coding, at = data[at + 1], at + 2
+        for _ in range(2 if coding == 1 else 1):
+            _, at = _varint(data, at)
+    return at, shape
+
+
+def header_length(data: bytes) -> int | None:
+    """Return the bytes of the header before its checksum; None if it does not end."""
+    try:
+        return _header(data)[0]
+    except IndexError:
+        return None
+
+
+def claimed_bytes(data: bytes) -> int:
+    """Return how large an array the header speaks of; 0 if it cannot be read."""
+    try:
+        return math.prod(_header(data)[1]) * ITEM_SIZES[data[7]]
+    except IndexError:
+        return 0
+
+
+def repaired(data: bytes) -> bytes:
+    """Return the stream with both checksums right, wherever they are now; as it is if there is no room."""
+    end = header_length(data)
+    if end is None or len(data) < end + 8:
+        return data
+    head, body = data[:end], data[end + 4 : -4]
+    return b"".join((head, struct.pack("<I", zlib.crc32(head)), body, struct.pack("<I", zlib.crc32(body))))
