@@ -125,14 +125,15 @@ def encode(
     if bound.mode != "lossless" and original.dtype != np.float16:
         lossy = _Lossy.prepare(region, bound, blank)
         if lossy is not None:
-            stream = lossy.coded(effort)
+            kept, stream = lossy.bound, lossy.coded(effort)
+            del lossy  # its values need not be held while the stream is decoded
             coded = stream.to_bytes()
             if 2 * len(coded) > region.nbytes:  # hardly smaller: exact bits may cost less
                 exact = _coded_exactly(region, blank)
                 exact_bytes = exact.to_bytes()
                 if len(exact_bytes) < len(coded):
                     stream, coded = exact, exact_bytes
-            return _verified(stream, original, lossy.bound, coded, lambda: _coded_exactly(region, blank))
+            return _verified(stream, original, kept, coded, lambda: _coded_exactly(region, blank))
     return _verified(_coded_exactly(region, blank), original, ErrorBound("lossless"))
 
 
@@ -251,8 +252,9 @@ class _Lossy:
                 sections[Section.SIGNS] = _core.encode_labels(
                     negative.view(np.uint8).reshape(_folded(region.shape))
                 )
+            values = region.astype(np.float64)
             with np.errstate(divide="ignore", invalid="ignore"):
-                values = np.log2(np.abs(region.astype(np.float64)))
+                np.log2(np.abs(values, out=values), out=values)
             # the reconstruction is rounded to the dtype once more
             tolerance = math.log2(1 + bound.value) - 1.5 * float(np.finfo(region.dtype).eps) - 2.0**-50
             ordinary = values if labels is None else values[labels == 0]

@@ -227,8 +227,9 @@ def bounds(draw: st.DrawFn, array: np.ndarray) -> ErrorBound:
     if choice == "range_rel":
         return ErrorBound("range_rel", fraction)
     values = array[np.isfinite(array)].astype(np.float64)
-    low, high = np.percentile(values, [10, 90]) if values.size else (0.0, 0.0)  # apart from fill values
-    tolerance = fraction * (high / 2 - low / 2)
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = np.percentile(values, [10, 90]) if values.size else (0.0, 0.0)  # apart from fill values
+        tolerance = fraction * (high / 2 - low / 2)
     return (
         ErrorBound("abs", float(tolerance)) if 0 < tolerance < np.inf else ErrorBound("abs", draw(anything))
     )
