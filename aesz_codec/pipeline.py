@@ -252,8 +252,8 @@ class _Lossy:
                 sections[Section.SIGNS] = _core.encode_labels(
                     negative.view(np.uint8).reshape(_folded(region.shape))
                 )
-            values = region.astype(np.float64)
-            with np.errstate(divide="ignore", invalid="ignore"):
+            with np.errstate(divide="ignore", invalid="ignore"):  # special values, signaling NaN among them
+                values = region.astype(np.float64)
                 np.log2(np.abs(values, out=values), out=values)
             # the reconstruction is rounded to the dtype once more
             tolerance = math.log2(1 + bound.value) - 1.5 * float(np.finfo(region.dtype).eps) - 2.0**-50

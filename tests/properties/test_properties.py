@@ -93,7 +93,7 @@ def plant(array: np.ndarray, what: str, rng: np.random.Generator) -> None:
     where.reshape(-1)[rng.integers(array.size)] = True
     if what == "payload":
         bits = array.view(BITS[array.itemsize])
-        nan = np.array(np.nan, array.dtype).view(bits.dtype)
+        nan = np.array(rng.choice((np.nan, np.inf)), array.dtype).view(bits.dtype)  # from inf: signaling
         bits[where] = nan | rng.integers(1, 255, int(where.sum())).astype(bits.dtype)
         return
     with np.errstate(over="ignore"):

@@ -24,6 +24,7 @@ import random
 import struct
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -368,7 +369,9 @@ def encode_case(rng: random.Random) -> None:
     modes = ("abs", "range_rel", "pw_rel") if dtype.kind == "f" else ("abs", "range_rel")
     mode = rng.choice(modes)
     value = 10.0 ** (rng.uniform(-7, -0.1) if mode != "abs" else rng.uniform(-40, 40))
-    stream = pipeline.encode(array, ErrorBound(mode, value), effort=rng.choice(pipeline.EFFORTS))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stream = pipeline.encode(array, ErrorBound(mode, value), effort=rng.choice(pipeline.EFFORTS))
     decoded, tolerance = pipeline.decode(stream), pipeline.describe(stream).tolerance
     kept = (
         ErrorBound("abs" if mode == "range_rel" else mode, tolerance) if tolerance else ErrorBound("lossless")
