@@ -245,9 +245,7 @@ class Stream:
         for _ in range(reader.byte()):
             tag, coding, stored = reader.byte(), reader.byte(), reader.varint()
             table.append((tag, coding, stored, reader.varint() if coding == 1 else stored))
-        checksum = zlib.crc32(view[: reader.position])
-        if reader.unpack("I") != (checksum,):
-            raise corrupt("header checksum", "another one", f"{checksum:08x}")
+        _check(reader, "header checksum", zlib.crc32(view[: reader.position]))
         start = reader.position
 
         def known(name: str, value: int, count: int) -> None:
@@ -289,8 +287,7 @@ class Stream:
             if coding == 1 and not stream.size:
                 raise corrupt("sections", "some", "none for an array without values")
         body = reader.take(sum(stored for _, _, stored, _ in table))
-        if reader.unpack("I") != (zlib.crc32(body),):
-            raise corrupt("payload checksum", "another one", f"{zlib.crc32(body):08x}")
+        _check(reader, "payload checksum", zlib.crc32(body))
         reader.end()
         stream.overhead = start + 4
         at = 0
@@ -300,6 +297,12 @@ class Stream:
                 stream.sections[Section(tag)] = _expand(body[at : at + stored], coding, expanded)
             at += stored
         return stream
+
+
+def _check(reader: Reader, name: str, checksum: int) -> None:
+    (stored,) = reader.unpack("I")
+    if stored != checksum:
+        raise corrupt(name, f"{int(stored):08x}", f"{checksum:08x}")
 
 
 def _expand(data: memoryview, coding: int, expanded: int) -> bytes:
