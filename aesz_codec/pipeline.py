@@ -33,6 +33,7 @@ Array = npt.NDArray[Any]
 _INTEGER_SLACK = 0.499  # an error below this vanishes when rounding to integers
 _LARGEST_INTEGER = 2**53  # integers up to here are exact as float64
 _MAX_LABELS = 15
+_LEAST_PADDING = 16  # fewer values are cheaper as they are
 _VALUES_PER_BYTE = 1 << 20  # no code is cheaper: docs/format.md, section 15
 
 
@@ -205,6 +206,8 @@ def _region(array: Array) -> Array:
                 if array.ndim == 1
                 else array[tuple(slice(0, 0 if a == axis else m) for a, m in enumerate(bits.shape))]
             )
+    if array.size - bits.size <= _LEAST_PADDING:
+        return array
     return np.ascontiguousarray(array[tuple(slice(0, n) for n in bits.shape)])
 
 
@@ -443,7 +446,12 @@ def _coded_exactly(region: Array, blank: Stream) -> Stream:
 # ---- decoding --------------------------------------------------------------------------------------------------
 
 
-def decode(stream: bytes | memoryview, *, restore_layout: bool = False) -> Array:
+def decode(
+    stream: bytes | memoryview,
+    *,
+    restore_layout: bool = False,
+    expected: tuple[tuple[int, ...], np.dtype[Any]] | None = None,
+) -> Array:
     """Restore the array of a stream.
 
     Parameters
@@ -451,6 +459,8 @@ def decode(stream: bytes | memoryview, *, restore_layout: bool = False) -> Array
     stream : bytes-like
     restore_layout : bool
         Return the memory order and byte order that the input of `encode` had, if the stream remembers them.
+    expected : (shape, dtype), optional
+        What the array must be; another is refused before anything is allocated.
 
     Returns
     -------
@@ -462,6 +472,13 @@ def decode(stream: bytes | memoryview, *, restore_layout: bool = False) -> Array
     TruncatedStreamError, CorruptStreamError, UnsupportedFormatError
     """
     parsed = Stream.from_bytes(stream)
+    if expected is not None and expected != (parsed.shape, parsed.dtype):
+        raise CorruptStreamError.at(
+            "chunk",
+            found=f"a stream of {parsed.dtype}, shape {parsed.shape}",
+            expected=f"{expected[1]}, shape {expected[0]}, as the array's metadata says",
+            remedy="the chunk is not of this array: restore it from its source",
+        )
     try:
         array = _decoded(parsed)
     except _core.CorruptDataError as error:

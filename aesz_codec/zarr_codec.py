@@ -18,7 +18,7 @@ from zarr.abc.codec import ArrayBytesCodec
 from . import pipeline
 from .bounds import check_dtype, finite_range
 from .codec import CodecConfig, as_stream
-from .errors import CorruptStreamError, InvalidConfigError
+from .errors import InvalidConfigError
 
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
@@ -91,15 +91,8 @@ class AESZCodec(CodecConfig, ArrayBytesCodec):
         return chunk_spec.prototype.buffer.from_bytes(stream)
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        array = pipeline.decode(as_stream(chunk_bytes))
         dtype = chunk_spec.dtype.to_native_dtype().newbyteorder("=")
-        if array.shape != chunk_spec.shape or array.dtype != dtype:
-            raise CorruptStreamError.at(
-                "chunk",
-                found=f"a stream of {array.dtype}, shape {array.shape}",
-                expected=f"{dtype}, shape {chunk_spec.shape}, as the array's metadata says",
-                remedy="the chunk is not of this array: restore it from its source",
-            )
+        array = pipeline.decode(as_stream(chunk_bytes), expected=(tuple(chunk_spec.shape), dtype))
         return chunk_spec.prototype.nd_buffer.from_numpy_array(array)
 
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:

@@ -101,7 +101,7 @@ def decode(stream: bytes) -> np.ndarray:
     for tag, coding, stored, expanded in table:
         payload = head.take(stored)
         if coding:
-            require(math.prod(shape) > 0 and expanded <= limit, "zstd section too large")
+            require(math.prod(shape) > 0 and expanded <= min(limit, stored << 16), "zstd section too large")
             try:
                 payload = bytes(Zstd().decode(payload))
             except (RuntimeError, ValueError) as error:
