@@ -59,21 +59,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("this is a bug in aesz-codec: please report it with the lines above")
 
 
+_interrupted = threading.Event()
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Treat a request to terminate like Ctrl-C, so that an unfinished store is removed."""
+    """Treat a request to terminate like Ctrl-C, so that an unfinished store is removed; see also `_go_on`."""
 
     def interrupt(number: int, frame: Any) -> None:
+        _interrupted.set()
         raise KeyboardInterrupt
 
+    _interrupted.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = [(number, signal.signal(number, interrupt)) for number in heeded]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _go_on(event: Progress) -> None:
+    """Raise an interrupt again that was swallowed, as Python does where an object's finalizer runs."""
+    if _interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 def _fail(message: str) -> int:
@@ -383,15 +396,15 @@ def _console() -> Console:
 
 
 @contextmanager
-def _progress_bars() -> Iterator[Callable[[Progress], None] | None]:
-    """Draw one bar a variable and phase on standard error; nothing where that is no terminal."""
+def _progress_bars() -> Iterator[Callable[[Progress], None]]:
+    """Draw one bar a variable and phase on standard error; none where that is no terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
     from rich.progress import Progress as Bars
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+        yield _go_on
         return
     labels = {"range": "range of", "write": "compressing", "verify": "checking"}
     columns = (
@@ -405,6 +418,7 @@ def _progress_bars() -> Iterator[Callable[[Progress], None] | None]:
         tasks: dict[tuple[str, str], Any] = {}
 
         def progress(event: Progress) -> None:
+            _go_on(event)
             key = (event.phase, event.variable)
             if key not in tasks:
                 tasks[key] = bars.add_task(f"{labels[event.phase]} {event.variable}", total=event.total)
