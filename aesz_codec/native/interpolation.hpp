@@ -57,7 +57,8 @@ struct WeightLayout {
 // What there is around a point: bit i stands for the i-th odd axis (`far`, `mirrored`) or the i-th even axis (`diagonal`).
 struct Around {
     unsigned far = 0, mirrored = 0, diagonal = 0;
-    std::size_t key() const { return far | mirrored << 4 | diagonal << 8; }
+    // A small number for a class with so many odd axes.
+    std::size_t key(int odd) const { return far | mirrored << odd | diagonal << 2 * odd; }
 };
 
 class ClassGeometry {
@@ -362,10 +363,10 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
         };
         const int64_t i0 = low <= line.x0 ? 0 : index_of(low);
         const int64_t i1 = std::max(i0, high <= line.x0 ? 0 : index_of(high));
-        std::vector<std::unique_ptr<Stencil>> cache(4096);
+        std::vector<std::unique_ptr<Stencil>> cache(std::size_t{1} << (2 * geometry.layout.odd + geometry.layout.even));
         auto stencil = [&](Around around, int64_t i) -> const Stencil& {
             geometry.look(around, inner, line.x0 + i * line.dx);
-            auto& entry = cache[around.key()];
+            auto& entry = cache[around.key(geometry.layout.odd)];
             if (!entry) entry = std::make_unique<Stencil>(geometry.stencil(w, around));
             return *entry;
         };
