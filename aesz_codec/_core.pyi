@@ -19,7 +19,7 @@ def encode_interpolation(
     batch: int,
     reference: bool,
     reversed: bool,
-    zeros: bool,
+    coder: int,
     alpha16: int,
     beta16: int,
 ) -> tuple[bytes, bytes]: ...
@@ -33,15 +33,15 @@ def decode_interpolation(
     batch: int,
     reference: bool,
     reversed: bool,
-    zeros: bool,
+    coder: int,
     alpha16: int,
     beta16: int,
 ) -> None: ...
 def encode_causal(
-    data: _Floats, mask: _Bytes | None, tolerance: float, step: float, offset: float, zeros: bool
+    data: _Floats, mask: _Bytes | None, tolerance: float, step: float, offset: float, coder: int
 ) -> tuple[bytes, bytes]: ...
 def decode_causal(
-    codes: bytes, outliers: bytes, out: _Floats, mask: _Bytes | None, step: float, offset: float, zeros: bool
+    codes: bytes, outliers: bytes, out: _Floats, mask: _Bytes | None, step: float, offset: float, coder: int
 ) -> None: ...
 def encode_lossless(values: npt.NDArray[Any], dims: int, order: int) -> bytes: ...
 def decode_lossless(codes: bytes, values: npt.NDArray[Any], dims: int, order: int) -> None: ...

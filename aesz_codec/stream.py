@@ -13,7 +13,7 @@ import zstandard
 
 from .errors import CorruptStreamError, TruncatedStreamError, UnsupportedFormatError
 
-__all__ = ["FORMAT_VERSION", "Method", "Reader", "Section", "Stream", "Transform", "Writer"]
+__all__ = ["FORMAT_VERSION", "Coder", "Method", "Reader", "Section", "Stream", "Transform", "Writer"]
 
 MAGIC = b"AESZ"
 FORMAT_VERSION = (1, 0)
@@ -45,6 +45,15 @@ class Transform(IntEnum):
     NONE = 0
     LOGARITHM = 1
     INTEGER = 2
+
+
+class Coder(IntEnum):
+    """How the codes of a closed loop are written; a field of the section ``plan``."""
+
+    ADAPTIVE = 0
+    ADAPTIVE_ZEROS = 1  # with a decision of its own for zeros where they prevail; written no more
+    STATIC = 2
+    MIXED = 3
 
 
 class Section(IntEnum):

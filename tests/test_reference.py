@@ -12,7 +12,7 @@ from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.errors import AESZError
 from aesz_codec.predictors import Causal, Interpolation, Quantizer
-from aesz_codec.stream import Method, Section, Stream, Transform, Writer
+from aesz_codec.stream import Coder, Method, Section, Stream, Transform, Writer
 
 SHAPES = [(), (1,), (2,), (100,), (17, 23), (1, 50), (9, 10, 11), (3, 1, 8, 9), (3, 4, 5, 6), (2, 2, 3, 4, 5)]
 FLOATS = ("float32", "float64")
@@ -202,9 +202,9 @@ PREDICTORS = [
     Interpolation(),
     Interpolation(batch=1, reference=True),
     Interpolation(batch=1),
-    Causal(zeros=True),
-    Interpolation(zeros=True),
-    Interpolation(batch=1, reference=True, zeros=True),
+    Causal(coder=Coder.ADAPTIVE_ZEROS),
+    Interpolation(coder=Coder.ADAPTIVE_ZEROS),
+    Interpolation(batch=1, reference=True, coder=Coder.ADAPTIVE_ZEROS),
 ]
 
 
@@ -348,12 +348,12 @@ def random_stream(rng):
     if method is Method.LOSSLESS:
         plan = bytes([rng.integers(0, min(3, axes) + 1)])
     elif method is Method.CAUSAL:
-        plan = Causal(zeros=bool(rng.integers(2))).pack(step, offset)
+        plan = Causal(coder=Coder(int(rng.integers(2)))).pack(step, offset)
     else:
         refers, is_reversed, zeros = (bool(b) for b in rng.integers(0, 2, 3))
         steps = {"alpha16": int(rng.integers(16, 40)), "beta16": int(rng.integers(16, 99))}
         batch = int(rng.integers(axes))
-        predictor = Interpolation(batch=batch, reference=refers, reversed=is_reversed, zeros=zeros, **steps)
+        predictor = Interpolation(batch=batch, reference=refers, reversed=is_reversed, coder=Coder(int(zeros)), **steps)
         plan = predictor.pack(step, offset)
     stream.sections[Section.PLAN] = plan
     if rng.random() < 0.4:

@@ -27,33 +27,33 @@ constexpr int kBases[kMaxDims] = {0, 2, 8, 15};  // the nearest tap along each a
 struct CausalPlan {
     Shape shape;
     double step = 0;
-    double offset = 0;   // prediction of the first value
-    bool zeros = false;  // see ResidualCoder
+    double offset = 0;  // prediction of the first value
 };
 
-template <class T, class Coder>
-class CausalCoder : ClosedLoop<T, Coder> {
-    using Base = ClosedLoop<T, Coder>;
-    using Base::chunk_, Base::codes_, Base::residual_;
+template <class T, class Codes>
+class CausalCoder : ClosedLoop<T, Codes> {
+    using Base = ClosedLoop<T, Codes>;
+    using Base::chunk_, Base::codes_, Base::coder_;
 
   public:
     using Base::unused_outliers;
 
-    CausalCoder(const CausalPlan& plan, Chunk<T>& chunk, Coder& coder)
-        : Base(chunk, plan.shape.size, coder, plan.zeros),
+    CausalCoder(const CausalPlan& plan, Chunk<T>& chunk, Codes& coder)
+        : Base(chunk, plan.shape.size, coder),
           plan_(plan),
           taps_(kTapsOf[plan.shape.n]),
           sums_(width()),
-          partial_(width()) {
+          partial_(width()),
+          code_(width()) {
         for (int k = 0; k < taps_; ++k)
             for (int a = 0; a < plan.shape.n; ++a)
                 offset_[k] -= kCausalTaps[k].back[a] * plan.shape.step[static_cast<std::size_t>(plan.shape.n - 1 - a)];
     }
 
     void run() {
-        if constexpr (!Coder::decoding) fit();
+        if constexpr (!Codes::decoding) fit();
         for (int k = 1; k < taps_; ++k) {
-            weights_[k] = residual_.code_integer(Coder::decoding ? 0 : weights_[k]);
+            weights_[k] = coder_.code_integer(Codes::decoding ? 0 : weights_[k]);
             if (weights_[k] < -4096 || weights_[k] > 4096) throw CorruptStream("a causal weight is out of range");
         }
         const Shape& shape = plan_.shape;
@@ -116,34 +116,28 @@ class CausalCoder : ClosedLoop<T, Coder> {
         const std::size_t inner = static_cast<std::size_t>(plan_.shape.n - 1);
         const double inverse = 1.0 / plan_.step;
         gather(at, c);
-        Context context;
-        context.group = kGroups - 1;
-        uint32_t west2 = 0;
-        auto code = [&](int64_t i, double prediction) {
+        const CodeLine codes{sums_, kGroups - 1, 5, false, this->mask_at(at), 1, n};
+        if constexpr (Codes::decoding) coder_.line(codes, code_.data());
+        auto settle = [&](int64_t i, double prediction) {
             const int64_t here = at + i;
             if (this->masked(here)) {
                 chunk_.out[here] = static_cast<T>(prediction);
                 return;
             }
-            const std::size_t j = static_cast<std::size_t>(i);
-            context.expected = sums_.expected[j] + 5 * magnitude(context.west) + west2;
-            context.near = sums_.near[j];
-            context.other = sums_.other[j];
-            context.north = sums_.north[j];
-            west2 = magnitude(context.west);
-            const int32_t quantized =
-                Coder::decoding ? 0 : quantize<T>(chunk_.data[here], prediction, plan_.step, inverse, chunk_.tolerance);
-            context.west = this->value(here, prediction, plan_.step, context, quantized);
+            int32_t& code = code_[static_cast<std::size_t>(i)];
+            if constexpr (!Codes::decoding)
+                code = quantize<T>(chunk_.data[here], prediction, plan_.step, inverse, chunk_.tolerance);
+            this->settle(here, prediction, plan_.step, code);
         };
         const T* out = chunk_.out + at;
         auto edge = [&](int64_t i) {
             c[inner] = i;
-            if (!set_coefficients(neighbours(c))) return code(i, plan_.offset);
+            if (!set_coefficients(neighbours(c))) return settle(i, plan_.offset);
             predict_from_lines_before(at, i, i + 1);
             double prediction = partial_[static_cast<std::size_t>(i)];
             if (i >= 2) prediction += coefficient_[1] * static_cast<double>(out[i - 2]);
             if (i >= 1) prediction += coefficient_[0] * static_cast<double>(out[i - 1]);
-            code(i, prediction);
+            settle(i, prediction);
         };
         for (int64_t i = 0; i < low; ++i) edge(i);
         if (high > low) {
@@ -152,10 +146,11 @@ class CausalCoder : ClosedLoop<T, Coder> {
             predict_from_lines_before(at, low, high);
             const double west = coefficient_[0], west_west = coefficient_[1];
             for (int64_t i = low; i < high; ++i)
-                code(i, partial_[static_cast<std::size_t>(i)] + west_west * static_cast<double>(out[i - 2]) +
-                            west * static_cast<double>(out[i - 1]));
+                settle(i, partial_[static_cast<std::size_t>(i)] + west_west * static_cast<double>(out[i - 2]) +
+                              west * static_cast<double>(out[i - 1]));
         }
         for (int64_t i = high; i < n; ++i) edge(i);
+        if constexpr (!Codes::decoding) coder_.line(codes, code_.data());
     }
 
     void gather(int64_t at, const Coordinates& c) {
@@ -211,6 +206,7 @@ class CausalCoder : ClosedLoop<T, Coder> {
     double coefficient_[kMaxTaps] = {};
     LineSums sums_;
     std::vector<double> partial_;
+    std::vector<int32_t> code_;
 };
 
 }  // namespace aesz

@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "residual_coder.hpp"
+#include "codes.hpp"
 
 namespace aesz {
 
@@ -60,41 +60,35 @@ inline int32_t quantize(T x, double prediction, double step, double inverse, dou
     return std::abs(error) <= tolerance ? static_cast<int32_t>(code) : kOutlier;
 }
 
-// Codes values one after the other and remembers their codes for the contexts.
-template <class T, class Coder>
+// Reconstructs values from their codes and remembers these for the contexts.  `Codes` writes or reads lines of them.
+template <class T, class Codes>
 class ClosedLoop {
   public:
-    ClosedLoop(Chunk<T>& chunk, int64_t size, Coder& coder, bool zeros)
-        : chunk_(chunk), residual_(coder, zeros), codes_(static_cast<std::size_t>(size)) {}
+    ClosedLoop(Chunk<T>& chunk, int64_t size, Codes& coder)
+        : chunk_(chunk), coder_(coder), codes_(static_cast<std::size_t>(size)) {}
 
     bool unused_outliers() const { return used_ != chunk_.outliers.size(); }
 
   protected:
-    // Codes element `at`; `code` is what the quantizer says (encoder).
-    int32_t value(int64_t at, double prediction, double step, const Context& context, int32_t code) {
-        return settle(at, prediction, step, residual_.code(context, code));
-    }
-
-    // Reconstructs element `at` from its code; returns what is remembered of the code.
-    int32_t settle(int64_t at, double prediction, double step, int32_t code) {
+    // Reconstructs element `at` from its code.
+    void settle(int64_t at, double prediction, double step, int32_t code) {
         if (code != kOutlier) {
             chunk_.out[at] = reconstruct<T>(prediction, code, step);
-        } else if (Coder::decoding) {
+        } else if (Codes::decoding) {
             if (used_ == chunk_.outliers.size()) throw CorruptStream("more outliers are used than stored");
             chunk_.out[at] = chunk_.outliers[used_++];
         } else {
             chunk_.outliers.push_back(chunk_.out[at] = chunk_.data[at]);
             ++used_;
         }
-        const int16_t memory = code == kOutlier ? kClip : clipped(code);
-        codes_[static_cast<std::size_t>(at)] = memory;
-        return memory;
+        codes_[static_cast<std::size_t>(at)] = remembered(code);
     }
 
     bool masked(int64_t at) const { return chunk_.mask && chunk_.mask[at]; }
+    const uint8_t* mask_at(int64_t at) const { return chunk_.mask ? chunk_.mask + at : nullptr; }
 
     Chunk<T>& chunk_;
-    ResidualCoder<Coder> residual_;
+    Codes& coder_;
     std::vector<int16_t> codes_;  // signed, clipped; 0 where masked or not yet coded
 
   private:

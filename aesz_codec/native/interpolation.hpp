@@ -215,7 +215,6 @@ struct InterpolationPlan {
     int64_t frames = 1;
     bool reversed = false;   // order of the classes
     bool reference = false;  // every frame but the first refers to the one before
-    bool zeros = false;      // see ResidualCoder
     double step = 0;         // quantizer step of the finest level
     int alpha16 = 16;        // step of level l = step / min(alpha^l, beta), both in 1/16
     int beta16 = 16;
@@ -236,29 +235,29 @@ struct InterpolationPlan {
     }
 };
 
-template <class T, class Coder>
-class InterpolationCoder : ClosedLoop<T, Coder> {
-    using Base = ClosedLoop<T, Coder>;
-    using Base::chunk_, Base::codes_, Base::residual_;
+template <class T, class Codes>
+class InterpolationCoder : ClosedLoop<T, Codes> {
+    using Base = ClosedLoop<T, Codes>;
+    using Base::chunk_, Base::codes_, Base::coder_;
 
   public:
     using Base::unused_outliers;
 
-    InterpolationCoder(const InterpolationPlan& plan, Chunk<T>& chunk, Coder& coder)
-        : Base(chunk, plan.frame.size * plan.frames, coder, plan.zeros),
+    InterpolationCoder(const InterpolationPlan& plan, Chunk<T>& chunk, Codes& coder)
+        : Base(chunk, plan.frame.size * plan.frames, coder),
           plan_(plan),
           order_(class_order(plan.frame.n, plan.reversed)),
           known_(2 * kFitLevels * order_.size()),
           weights_(known_.size()) {
         const std::size_t width = static_cast<std::size_t>(plan.frame.dim[static_cast<std::size_t>(plan.frame.n - 1)]);
         prediction_.resize(width);
-        quantized_.resize(width);
+        code_.resize(width);
         sums_ = LineSums(width);
     }
 
     void run() {
         const int64_t size = plan_.frame.size;
-        if constexpr (!Coder::decoding)
+        if constexpr (!Codes::decoding)
             if (plan_.frames > 1) train();
         for (int64_t f = 0; f < plan_.frames; ++f) {
             frame_ = f * size;
@@ -292,10 +291,10 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
         if (level >= kFitLevels) return defaults;
         const std::size_t i = slot(level, k);
         if (!known_[i]) {
-            if constexpr (!Coder::decoding)
+            if constexpr (!Codes::decoding)
                 if (plan_.frames == 1) weights_[i] = fit(geometry, order_[k], level, {{source_, chunk_.data, chunk_.mask}});
             for (std::size_t j = 0; j < static_cast<std::size_t>(geometry.layout.count()); ++j)
-                weights_[i][j] = defaults[j] + residual_.code_integer(Coder::decoding ? 0 : weights_[i][j] - defaults[j]);
+                weights_[i][j] = defaults[j] + coder_.code_integer(Codes::decoding ? 0 : weights_[i][j] - defaults[j]);
             for (std::size_t j = 0; j < static_cast<std::size_t>(geometry.layout.count()); ++j)
                 if (weights_[i][j] < -4096 || weights_[i][j] > 4096)
                     throw CorruptStream("an interpolation weight is out of range");
@@ -310,14 +309,14 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
             chunk_.out[frame_] = static_cast<T>(prediction);
             return;
         }
-        Context context;
-        context.expected = 1024;
-        this->value(frame_, prediction, step, context, quantized(frame_, prediction, step));
-    }
-
-    int32_t quantized(int64_t at, double prediction, double step) const {
-        if (Coder::decoding) return 0;
-        return quantize<T>(chunk_.data[at], prediction, step, 1.0 / step, chunk_.tolerance);
+        sums_.expected[0] = 1024;
+        sums_.near[0] = sums_.other[0] = 0;
+        sums_.north[0] = 0;
+        int32_t code = 0;
+        if constexpr (!Codes::decoding)
+            code = quantize<T>(chunk_.data[frame_], prediction, step, 1.0 / step, chunk_.tolerance);
+        coder_.line({sums_, 0, 0, false, nullptr, 0, 1}, &code);
+        this->settle(frame_, prediction, step, code);
     }
 
     // Visits the lines of a class: element of x = 0, coordinates of the axes.
@@ -394,56 +393,15 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
         predict_pass(geometry, w, set, level, source_, [&](int64_t first, const Around& around, const auto& c) {
             gather(geometry, around, c, s, line, first);
             const int64_t at = frame_ + first;
-            if constexpr (!Coder::decoding)
+            if constexpr (!Codes::decoding)
                 quantize_line(chunk_.data + at, line.dx, line.count, prediction_.data(), step, inverse, chunk_.tolerance,
-                              quantized_.data());
-            const uint32_t *expected = sums_.expected.data(), *near = sums_.near.data(), *other = sums_.other.data();
-            const int32_t* north = sums_.north.data();
-            const int32_t* quantized = quantized_.data();
-            const double* prediction = prediction_.data();
-            Context context;
-            context.group = group;
-            uint32_t west2 = 0;
-            for (int64_t i = 0; i < line.count; ++i) {
-                int64_t here = at + i * line.dx;
-                if (expected[i] == 0 && (magnitude(context.west) | west2) == 0 && i + kQuietBlock <= line.count &&
-                    among_zeros(expected + i, here, line.dx)) {
-                    const int zeros = residual_.code_quiet(group, Coder::decoding ? 0 : leading_zeros(quantized + i));
-                    for (int k = 0; k < zeros; ++k, ++i, here += line.dx)
-                        chunk_.out[here] = reconstruct<T>(prediction[i], 0, step);
-                    if (zeros == kQuietBlock) {
-                        --i;
-                    } else {
-                        const int32_t code = residual_.code_lonely(group, quantized[i]);
-                        context.west = this->settle(here, prediction[i], step, code);
-                    }
-                    continue;
-                }
-                if (this->masked(here)) {
-                    chunk_.out[here] = static_cast<T>(prediction[i]);
-                    continue;
-                }
-                context.expected = expected[i] + 4 * magnitude(context.west) + west2;
-                context.near = near[i];
-                context.other = other[i];
-                context.north = north[i];
-                west2 = magnitude(context.west);
-                context.west = this->value(here, prediction[i], step, context, quantized[i]);
-            }
+                              code_.data());
+            coder_.line({sums_, group, 4, true, this->mask_at(at), line.dx, line.count}, code_.data());
+            if (!settle_line(prediction_.data(), code_.data(), step, line.dx, line.count, chunk_.out + at, codes_.data() + at))
+                for (int64_t i = 0; i < line.count; ++i)
+                    if (code_[static_cast<std::size_t>(i)] == kOutlier)
+                        this->settle(at + i * line.dx, prediction_[static_cast<std::size_t>(i)], step, kOutlier);
         });
-    }
-
-    // Whether a block of points is coded and has no neighbour but zeros.
-    bool among_zeros(const uint32_t* expected, int64_t at, int64_t dx) const {
-        uint32_t any = 0;
-        for (int64_t k = 0; k < kQuietBlock; ++k) any |= expected[k];
-        for (int64_t k = 0; chunk_.mask && k < kQuietBlock; ++k) any |= chunk_.mask[at + k * dx];
-        return any == 0;
-    }
-    static int leading_zeros(const int32_t* codes) {
-        int n = 0;
-        while (n < kQuietBlock && codes[n] == 0) ++n;
-        return n;
     }
 
     // Sums of the codes around every point of a line, but those of the line itself.
@@ -578,7 +536,7 @@ class InterpolationCoder : ClosedLoop<T, Coder> {
     std::vector<bool> known_;
     std::vector<Weights> weights_;
     std::vector<double> prediction_;
-    std::vector<int32_t> quantized_;
+    std::vector<int32_t> code_;
     LineSums sums_;
     std::array<const T*, 2> source_{};
     int64_t frame_ = 0;  // element of the frame's first value

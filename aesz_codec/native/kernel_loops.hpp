@@ -92,6 +92,20 @@ AESZ_TARGET void quantize_all(const T* data, int64_t distance, int64_t count, co
     for (int64_t i = 0; i < count; ++i) code[i] = quantize<T>(data[i * d], prediction[i], step, inverse, tolerance);
 }
 
+template <int Distance, class T>
+AESZ_TARGET bool settle_all(const double* AESZ_RESTRICT prediction, const int32_t* AESZ_RESTRICT code, double step,
+                            int64_t distance, int64_t count, T* AESZ_RESTRICT out, int16_t* AESZ_RESTRICT memory) {
+    const int64_t d = Distance ? Distance : distance;
+    int32_t least = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        const int32_t c = code[i];
+        least = c < least ? c : least;
+        out[i * d] = reconstruct<T>(prediction[i], c, step);
+        memory[i * d] = static_cast<int16_t>(c < -kClip ? -kClip : c > kClip ? kClip : c);
+    }
+    return least != kOutlier;
+}
+
 // The causal predictor: taps on the lines before, in order.
 template <class T>
 AESZ_TARGET void add_taps(const T* line, const int64_t* offset, const double* coefficient, int taps, int64_t count,

@@ -35,13 +35,6 @@ struct NeighbourLines {
     const int16_t* reference = nullptr;
 };
 
-// What is known around the points of a line, magnitudes in 1/16; `expected` lacks what the line itself adds.
-struct LineSums {
-    std::vector<uint32_t> expected, near, other;
-    std::vector<int32_t> north;
-    explicit LineSums(std::size_t width = 0) : expected(width), near(width), other(width), north(width) {}
-};
-
 // ---- instruction sets ------------------------------------------------------------------------------------------
 
 #define AESZ_TARGET
@@ -87,6 +80,13 @@ template <class T>
 void quantize_line(const T* data, int64_t distance, int64_t count, const double* prediction, double step, double inverse,
                    double tolerance, int32_t* code) {
     AESZ_DISPATCH(quantize_all, data, distance, count, prediction, step, inverse, tolerance, code);
+}
+
+// Reconstructs a line and remembers its codes; whether there are no outliers, whose values are left to the caller.
+template <class T>
+bool settle_line(const double* prediction, const int32_t* code, double step, int64_t distance, int64_t count, T* out,
+                 int16_t* memory) {
+    return AESZ_DISPATCH(settle_all, prediction, code, step, distance, count, out, memory);
 }
 
 // Sums of the codes around a line.

@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "adaptive_codes.hpp"
 #include "causal.hpp"
 #include "exponential.hpp"
 #include "interpolation.hpp"
@@ -50,7 +51,7 @@ void check_end(const RangeDecoder& decoder) {
 struct Parameters {
     double step, offset;
     int batch;  // leading axes that are frames
-    bool reference, reversed, zeros;
+    bool reference, reversed;
     int alpha16, beta16;
 };
 
@@ -64,7 +65,6 @@ InterpolationPlan interpolation_plan(const Array& array, const Parameters& p) {
     plan.offset = p.offset;
     plan.reference = p.reference;
     plan.reversed = p.reversed;
-    plan.zeros = p.zeros;
     plan.alpha16 = p.alpha16;
     plan.beta16 = p.beta16;
     if (!(plan.step > 0) || plan.alpha16 < 16 || plan.beta16 < 16)
@@ -72,71 +72,90 @@ InterpolationPlan interpolation_plan(const Array& array, const Parameters& p) {
     return plan;
 }
 
-template <class T, class Run>
-nb::tuple encode_with(const Input<T>& data, const Mask& mask, double tolerance, const Run& run) {
+// How codes are written; the numbers are those of the plan.
+enum class CoderKind { adaptive, adaptive_zeros, count };
+
+CoderKind coder_kind(int coder) {
+    if (coder < 0 || coder >= static_cast<int>(CoderKind::count)) throw CorruptStream("no such coder of codes");
+    return static_cast<CoderKind>(coder);
+}
+
+// Calls `run(codes)` with the coder of codes that is wished for.
+template <class Run>
+std::vector<uint8_t> write_codes(CoderKind kind, const Run& run) {
+    RangeEncoder encoder;
+    AdaptiveCodes<RangeEncoder> codes(encoder, kind == CoderKind::adaptive_zeros);
+    run(codes);
+    return encoder.finish();
+}
+
+template <class Run>
+void read_codes(CoderKind kind, const uint8_t* data, std::size_t size, const Run& run) {
+    RangeDecoder decoder(data, size);
+    AdaptiveCodes<RangeDecoder> codes(decoder, kind == CoderKind::adaptive_zeros);
+    run(codes);
+    check_end(decoder);
+}
+
+// `Predictor<T, Codes>` is InterpolationCoder or CausalCoder.
+template <class T, template <class, class> class Predictor, class Plan>
+nb::tuple encode_with(const Plan& plan, int coder, const Input<T>& data, const Mask& mask, double tolerance) {
+    const CoderKind kind = coder_kind(coder);
     std::vector<T> out(data.size());
     Chunk<T> chunk{data.data(), out.data(), pointer(mask, data.size()), tolerance, {}};
-    std::vector<uint8_t> codes;
+    std::vector<uint8_t> bytes;
     {
         nb::gil_scoped_release release;
-        RangeEncoder encoder;
-        run(chunk, encoder);
-        codes = encoder.finish();
+        bytes = write_codes(kind, [&](auto& codes) { Predictor<T, std::decay_t<decltype(codes)>>(plan, chunk, codes).run(); });
     }
-    return nb::make_tuple(to_bytes(codes.data(), codes.size()),
+    return nb::make_tuple(to_bytes(bytes.data(), bytes.size()),
                           to_bytes(chunk.outliers.data(), chunk.outliers.size() * sizeof(T)));
 }
 
-template <class T, class Run>
-void decode_with(const nb::bytes& codes, const nb::bytes& outliers, Output<T>& out, const Mask& mask, const Run& run) {
+template <class T, template <class, class> class Predictor, class Plan>
+void decode_with(const Plan& plan, int coder, const nb::bytes& bytes, const nb::bytes& outliers, Output<T>& out,
+                 const Mask& mask) {
+    const CoderKind kind = coder_kind(coder);
     Chunk<T> chunk{nullptr, out.data(), pointer(mask, out.size()), 0.0, {}};
     if (outliers.size() % sizeof(T) != 0) throw CorruptStream("outliers are not a whole number of values");
     chunk.outliers.resize(outliers.size() / sizeof(T));
     if (!chunk.outliers.empty()) std::memcpy(chunk.outliers.data(), outliers.c_str(), outliers.size());
     nb::gil_scoped_release release;
-    RangeDecoder decoder(reinterpret_cast<const uint8_t*>(codes.c_str()), codes.size());
-    run(chunk, decoder);
-    check_end(decoder);
+    read_codes(kind, reinterpret_cast<const uint8_t*>(bytes.c_str()), bytes.size(), [&](auto& codes) {
+        Predictor<T, std::decay_t<decltype(codes)>> predictor(plan, chunk, codes);
+        predictor.run();
+        if (predictor.unused_outliers()) throw CorruptStream("more outliers are stored than used");
+    });
 }
 
 template <class T>
 nb::tuple encode_interpolation(Input<T> data, Mask mask, double tolerance, double step, double offset, int batch, bool reference,
-                               bool reversed, bool zeros, int alpha16, int beta16) {
-    const InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, reversed, zeros, alpha16, beta16});
-    return encode_with<T>(data, mask, tolerance, [&](Chunk<T>& chunk, RangeEncoder& encoder) {
-        InterpolationCoder<T, RangeEncoder>(plan, chunk, encoder).run();
-    });
+                               bool reversed, int coder, int alpha16, int beta16) {
+    const InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, reversed, alpha16, beta16});
+    return encode_with<T, InterpolationCoder>(plan, coder, data, mask, tolerance);
 }
 
 template <class T>
 void decode_interpolation(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, int batch,
-                          bool reference, bool reversed, bool zeros, int alpha16, int beta16) {
-    const InterpolationPlan plan = interpolation_plan(out, {step, offset, batch, reference, reversed, zeros, alpha16, beta16});
-    decode_with<T>(codes, outliers, out, mask, [&](Chunk<T>& chunk, RangeDecoder& decoder) {
-        InterpolationCoder<T, RangeDecoder> coder(plan, chunk, decoder);
-        coder.run();
-        if (coder.unused_outliers()) throw CorruptStream("more outliers are stored than used");
-    });
+                          bool reference, bool reversed, int coder, int alpha16, int beta16) {
+    const InterpolationPlan plan = interpolation_plan(out, {step, offset, batch, reference, reversed, alpha16, beta16});
+    decode_with<T, InterpolationCoder>(plan, coder, codes, outliers, out, mask);
+}
+
+template <class Array>
+CausalPlan causal_plan(const Array& array, double step, double offset) {
+    if (!(step > 0)) throw std::invalid_argument("step out of range");
+    return {shape_of(array), step, offset};
 }
 
 template <class T>
-nb::tuple encode_causal(Input<T> data, Mask mask, double tolerance, double step, double offset, bool zeros) {
-    if (!(step > 0)) throw std::invalid_argument("step out of range");
-    const CausalPlan plan{shape_of(data), step, offset, zeros};
-    return encode_with<T>(data, mask, tolerance, [&](Chunk<T>& chunk, RangeEncoder& encoder) {
-        CausalCoder<T, RangeEncoder>(plan, chunk, encoder).run();
-    });
+nb::tuple encode_causal(Input<T> data, Mask mask, double tolerance, double step, double offset, int coder) {
+    return encode_with<T, CausalCoder>(causal_plan(data, step, offset), coder, data, mask, tolerance);
 }
 
 template <class T>
-void decode_causal(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, bool zeros) {
-    if (!(step > 0)) throw std::invalid_argument("step out of range");
-    const CausalPlan plan{shape_of(out), step, offset, zeros};
-    decode_with<T>(codes, outliers, out, mask, [&](Chunk<T>& chunk, RangeDecoder& decoder) {
-        CausalCoder<T, RangeDecoder> coder(plan, chunk, decoder);
-        coder.run();
-        if (coder.unused_outliers()) throw CorruptStream("more outliers are stored than used");
-    });
+void decode_causal(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, int coder) {
+    decode_with<T, CausalCoder>(causal_plan(out, step, offset), coder, codes, outliers, out, mask);
 }
 
 struct Box {
@@ -229,22 +248,22 @@ bool within(Input<T> original, Input<T> reconstruction, double tolerance) {
 
 template <class T>
 void bind_floating(nb::module_& m) {
-    m.def("encode_interpolation", &encode_interpolation<T>, nb::arg("data"), nb::arg("mask").none(), nb::arg("tolerance"),
-          nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"), nb::arg("zeros"),
+    m.def("encode_interpolation", &encode_interpolation<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),
+          nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"), nb::arg("coder"),
           nb::arg("alpha16"), nb::arg("beta16"));
     m.def("decode_interpolation", &decode_interpolation<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"),
-          nb::arg("zeros"), nb::arg("alpha16"), nb::arg("beta16"));
-    m.def("encode_causal", &encode_causal<T>, nb::arg("data"), nb::arg("mask").none(), nb::arg("tolerance"), nb::arg("step"),
-          nb::arg("offset"), nb::arg("zeros"));
-    m.def("within", &within<T>, nb::arg("original"), nb::arg("reconstruction"), nb::arg("tolerance"));
+          nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"));
+    m.def("encode_causal", &encode_causal<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"), nb::arg("step"),
+          nb::arg("offset"), nb::arg("coder"));
+    m.def("within", &within<T>, nb::arg("original").noconvert(), nb::arg("reconstruction").noconvert(), nb::arg("tolerance"));
     m.def("decode_causal", &decode_causal<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
-          nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("zeros"));
+          nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("coder"));
 }
 
 template <class U>
 void bind_lossless(nb::module_& m) {
-    m.def("encode_lossless", &encode_lossless<U>, nb::arg("values"), nb::arg("dims"), nb::arg("order"));
+    m.def("encode_lossless", &encode_lossless<U>, nb::arg("values").noconvert(), nb::arg("dims"), nb::arg("order"));
     m.def("decode_lossless", &decode_lossless<U>, nb::arg("codes"), nb::arg("values").noconvert(), nb::arg("dims"),
           nb::arg("order"));
 }
@@ -260,7 +279,7 @@ NB_MODULE(_core, m) {
     bind_lossless<uint16_t>(m);
     bind_lossless<uint32_t>(m);
     bind_lossless<uint64_t>(m);
-    m.def("encode_labels", &encode_labels, nb::arg("labels"));
+    m.def("encode_labels", &encode_labels, nb::arg("labels").noconvert());
     m.def("decode_labels", &decode_labels, nb::arg("codes"), nb::arg("labels").noconvert());
-    m.def("exp2_into", &exp2_into, nb::arg("x"), nb::arg("out").noconvert());
+    m.def("exp2_into", &exp2_into, nb::arg("x").noconvert(), nb::arg("out").noconvert());
 }

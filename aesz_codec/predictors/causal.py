@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .. import _core
-from ..stream import Method, Reader, Writer, corrupt
+from ..stream import Coder, Method, Reader, Writer, corrupt
 
 if TYPE_CHECKING:
     from . import Floats, Mask, Quantizer
@@ -31,16 +31,16 @@ __all__ = ["Causal"]
 
 @dataclass(frozen=True, slots=True)
 class Causal:
-    """Has one choice besides its weights, which are among the codes: ``zeros``, as in `Interpolation`."""
+    """Has one choice besides its weights, which are among the codes: the coder, as in `Interpolation`."""
 
-    zeros: bool = False
+    coder: Coder = Coder.ADAPTIVE
 
     method: ClassVar[Method] = Method.CAUSAL
 
     @classmethod
     def candidates(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
         """See `Predictor`."""
-        yield cls(zeros=effort == "max")
+        yield cls(Coder.ADAPTIVE_ZEROS if effort == "max" else Coder.ADAPTIVE)
 
     def refinements(self, effort: str) -> Iterator[Self]:
         """See `Predictor`."""
@@ -49,7 +49,7 @@ class Causal:
     def encode(self, data: Floats, mask: Mask, quantizer: Quantizer) -> tuple[bytes, bytes]:
         """See `Predictor`."""
         codes, outliers = _core.encode_causal(
-            data, mask, quantizer.tolerance, quantizer.step, quantizer.offset, self.zeros
+            data, mask, quantizer.tolerance, quantizer.step, quantizer.offset, self.coder
         )
         return codes, outliers
 
@@ -57,22 +57,22 @@ class Causal:
         self, codes: bytes, outliers: bytes, out: Floats, mask: Mask, step: float, offset: float
     ) -> None:
         """See `Predictor`."""
-        _core.decode_causal(codes, outliers, out, mask, step, offset, self.zeros)
+        _core.decode_causal(codes, outliers, out, mask, step, offset, self.coder)
 
     def pack(self, step: float, offset: float) -> bytes:
         """See `Predictor`."""
-        return Writer().pack("ddB", step, offset, self.zeros).done()
+        return Writer().pack("ddB", step, offset, self.coder).done()
 
     @classmethod
     def unpack(cls, plan: Reader) -> tuple[Self, float, float]:
         """See `Predictor`."""
         step, offset = plan.unpack("dd")
-        zeros = plan.byte()
+        coder = plan.byte()
         plan.end()
-        if zeros > 1:
-            raise corrupt("plan", f"flags {zeros}", "0 or 1")
-        return cls(bool(zeros)), step, offset
+        if coder > max(Coder):
+            raise corrupt("plan", f"coder {coder}", f"at most {max(Coder)}")
+        return cls(Coder(coder)), step, offset
 
     def describe(self) -> dict[str, Any]:
         """See `Predictor`."""
-        return {"zeros": self.zeros}
+        return {"coder": self.coder.name.lower()}

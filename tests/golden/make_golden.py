@@ -27,7 +27,7 @@ from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.errors import CorruptStreamError
 from aesz_codec.predictors import Causal, Interpolation, Predictor, Quantizer
-from aesz_codec.stream import FORMAT_VERSION, Method, Section, Stream, Transform, Writer
+from aesz_codec.stream import FORMAT_VERSION, Coder, Method, Section, Stream, Transform, Writer
 
 HERE = Path(__file__).parent
 LARGEST = 2000  # bytes of a golden stream
@@ -165,10 +165,10 @@ def _codes() -> Iterator[tuple[str, bytes]]:
     quiet[2, ::9, ::13] = 1
     for predictor, name in (
         (Interpolation(), "interpolation"),
-        (Interpolation(zeros=True), "interpolation_zeros"),
-        (Interpolation(1, reference=True, zeros=True), "frames_zeros"),
+        (Interpolation(coder=Coder.ADAPTIVE_ZEROS), "interpolation_zeros"),
+        (Interpolation(1, reference=True, coder=Coder.ADAPTIVE_ZEROS), "frames_zeros"),
         (Causal(), "causal"),
-        (Causal(zeros=True), "causal_zeros"),
+        (Causal(coder=Coder.ADAPTIVE_ZEROS), "causal_zeros"),
     ):
         yield f"quiet_{name}", forced(predictor, quiet).to_bytes()
         for step in (1.0, 0.25):

@@ -36,7 +36,7 @@ from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound, first_violation
 from aesz_codec.errors import CorruptStreamError, UnsupportedFormatError
 from aesz_codec.predictors import Causal, Interpolation, Predictor
-from aesz_codec.stream import Section, Stream
+from aesz_codec.stream import Coder, Section, Stream
 
 from .. import reference
 from .samples import claimed_bytes, golden, repaired, samples
@@ -169,13 +169,13 @@ def core_case(rng: random.Random) -> None:
             if mask is not None and rng.random() < 0.9:
                 mask = mask.reshape(shape)
             step, offset = rng.choice((1.0, *SPECIAL)), rng.choice(SPECIAL)
-            predictor: Predictor = Causal(zeros=rng.random() < 0.5)
+            predictor: Predictor = Causal(coder=Coder(int(rng.random() < 0.5)))
             if kind == 1:
                 predictor = Interpolation(
                     batch=rng.choice((0, 0, 1, 1, 2, 3, 5, 200, -1)),
                     reference=rng.random() < 0.5,
                     reversed=rng.random() < 0.5,
-                    zeros=rng.random() < 0.5,
+                    coder=Coder(int(rng.random() < 0.5)),
                     alpha16=rng.choice((16, 20, 255, 0, -1, 10**9)),
                     beta16=rng.choice((16, 40, 255, 0, -1, 10**9)),
                 )
@@ -321,13 +321,13 @@ def _composed_closed_loop(kind: str, shape: tuple[int, ...], rng: random.Random)
     outliers = np.array([rng.choice((*SPECIAL, rng.gauss(0, 1))) for _ in range(size)], np.float64)
     with np.errstate(all="ignore"):
         outliers = outliers.astype(dtype)
-    predictor: Predictor = Causal(zeros=rng.random() < 0.5)
+    predictor: Predictor = Causal(coder=Coder(int(rng.random() < 0.5)))
     if kind == "interpolation":
         predictor = Interpolation(
             batch=rng.randrange(len(shape)),
             reference=rng.random() < 0.5,
             reversed=rng.random() < 0.5,
-            zeros=rng.random() < 0.5,
+            coder=Coder(int(rng.random() < 0.5)),
             alpha16=rng.choice((16, 20, 255)),
             beta16=rng.choice((16, 24, 255)),
         )

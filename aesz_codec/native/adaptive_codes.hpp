@@ -1,4 +1,4 @@
-// Codes the quantizer's integers, given the codes that the decoder has already.  docs/format.md, section 8.
+// Codes lines of the quantizer's integers by adaptive distributions.  docs/format.md, section 8.
 #pragma once
 
 #include <algorithm>
@@ -6,44 +6,84 @@
 #include <memory>
 #include <vector>
 
+#include "codes.hpp"
 #include "models.hpp"
 
 namespace aesz {
 
-constexpr int32_t kOutlier = INT32_MIN;  // "this value is stored exactly"
-constexpr int32_t kLargestCode = 1 << 30;
-constexpr int32_t kClip = 4095;  // codes are remembered up to this magnitude
-
-inline int16_t clipped(int32_t code) { return static_cast<int16_t>(std::clamp(code, -kClip, kClip)); }
-
-// Logarithmic class of an expected magnitude in 1/16: four classes an octave.
-constexpr int kClasses = 64;
-inline int scale_class(uint32_t expected16) {
-    const uint32_t v = expected16 + 4;
-    const int e = highest_bit(v);
-    return std::min(4 * (e - 2) + static_cast<int>(v >> (e - 2) & 3), kClasses - 1);
-}
-
-// What is known of a value before it is coded.  Magnitudes in 1/16.
-struct Context {
-    uint32_t expected = 0;        // weighted sum over all neighbours
-    uint32_t near = 0;            // of the nearest points of earlier passes
-    uint32_t other = 0;           // of the plane or the frame before
-    int32_t west = 0, north = 0;  // neighbouring codes of the same pass
-    int group = 0;                // kind of pass
-};
-
-constexpr int kGroups = 7;
-constexpr int kQuietBits = 3, kQuietBlock = 1 << kQuietBits;  // codes among zeros are coded so many at a time
-
 template <class Coder>
-class ResidualCoder {
+class AdaptiveCodes {
   public:
+    static constexpr bool decoding = Coder::decoding;
+
     // `zeros`: whether a mixed binary decision singles out zeros where they prevail.
-    ResidualCoder(Coder& coder, bool zeros)
+    AdaptiveCodes(Coder& coder, bool zeros)
         : coder_(coder), binary_below_(zeros ? kBinaryBelow : 0), models_(std::make_unique<Models>()) {}
 
-    int32_t code(const Context& c, int32_t value) {
+    // Writes the codes of a line, or fills them in; masked places have 0.
+    void line(const CodeLine& l, int32_t* code) {
+        const uint32_t *expected = l.sums.expected.data(), *near = l.sums.near.data(), *other = l.sums.other.data();
+        const int32_t* north = l.sums.north.data();
+        Context c;
+        c.group = l.group;
+        uint32_t west2 = 0;
+        for (int64_t i = 0; i < l.count; ++i) {
+            if (l.quiet && expected[i] == 0 && (magnitude(c.west) | west2) == 0 && among_zeros(l, i)) {
+                const int zeros = quiet_block(l.group, decoding ? 0 : leading_zeros(code + i));
+                std::fill_n(code + i, zeros, 0);
+                i += zeros;
+                if (zeros == kQuietBlock) {
+                    --i;
+                } else {
+                    c.west = remembered(code[i] = lonely(l.group, code[i]));
+                }
+                continue;
+            }
+            if (l.masked(i)) {
+                code[i] = 0;
+                continue;
+            }
+            c.expected = expected[i] + l.west_weight * magnitude(c.west) + west2;
+            c.near = near[i];
+            c.other = other[i];
+            c.north = north[i];
+            west2 = magnitude(c.west);
+            c.west = remembered(code[i] = one(c, code[i]));
+        }
+    }
+
+    // Signed integers of side information.
+    int32_t code_integer(int32_t value) {
+        const uint32_t folded = value >= 0 ? 2 * static_cast<uint32_t>(value) : 2 * static_cast<uint32_t>(-(value + 1)) + 1;
+        const uint32_t got = code_golomb(coder_, models_->integer, folded);
+        return got & 1 ? -static_cast<int32_t>(got >> 1) - 1 : static_cast<int32_t>(got >> 1);
+    }
+
+  private:
+    static constexpr int kQuietBits = 3, kQuietBlock = 1 << kQuietBits;  // codes among zeros are coded so many at a time
+
+    // What is known of a value before it is coded.
+    struct Context {
+        uint32_t expected = 0, near = 0, other = 0;  // as in LineSums
+        int32_t west = 0, north = 0;                 // neighbouring codes of the same pass
+        int group = 0;
+    };
+
+    // Whether a block of points is coded and has no neighbour but zeros.
+    static bool among_zeros(const CodeLine& l, int64_t i) {
+        if (i + kQuietBlock > l.count) return false;
+        uint32_t any = 0;
+        for (int64_t k = 0; k < kQuietBlock; ++k) any |= l.sums.expected[static_cast<std::size_t>(i + k)];
+        for (int64_t k = 0; l.mask && k < kQuietBlock; ++k) any |= l.mask[(i + k) * l.distance];
+        return any == 0;
+    }
+    static int leading_zeros(const int32_t* code) {
+        int n = 0;
+        while (n < kQuietBlock && code[n] == 0) ++n;
+        return n;
+    }
+
+    int32_t one(const Context& c, int32_t value) {
         Models& m = *models_;
         const int scale = scale_class(c.expected), near = scale_class(c.near);
         // sums of comparisons: the outcomes are too random to branch on
@@ -62,7 +102,7 @@ class ResidualCoder {
     }
 
     // How many codes of a block among zeros are 0 before the first that is not: 0 to kQuietBlock.
-    int code_quiet(int group, int zeros) {
+    int quiet_block(int group, int zeros) {
         Models& m = *models_;
         if (code_bit(coder_, m.quiet[group], zeros == kQuietBlock)) return kQuietBlock;
         int node = 1;
@@ -72,18 +112,10 @@ class ResidualCoder {
     }
 
     // A code that is known not to be 0 although all around it are.
-    int32_t code_lonely(int group, int32_t value) {
+    int32_t lonely(int group, int32_t value) {
         return symbol(models_->nonzero[0], models_->nonzero_child[group][0][kLonely], 0, value);
     }
 
-    // Signed integers of side information.
-    int32_t code_integer(int32_t value) {
-        const uint32_t folded = value >= 0 ? 2 * static_cast<uint32_t>(value) : 2 * static_cast<uint32_t>(-(value + 1)) + 1;
-        const uint32_t got = code_golomb(coder_, models_->integer, folded);
-        return got & 1 ? -static_cast<int32_t>(got >> 1) - 1 : static_cast<int32_t>(got >> 1);
-    }
-
-  private:
     static constexpr int kBinaryBelow = 8;
     static constexpr int kLonely = 12;  // the variant whose neighbours are all 0
 

@@ -1,0 +1,52 @@
+// Codes: the quantizer's integers, and what their coders are told of a line of them.  docs/format.md, section 8.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "portable.hpp"
+
+namespace aesz {
+
+constexpr int32_t kOutlier = INT32_MIN;  // "this value is stored exactly"
+constexpr int32_t kLargestCode = 1 << 30;
+constexpr int32_t kClip = 4095;  // codes are remembered up to this magnitude
+
+inline int16_t remembered(int32_t code) {
+    return static_cast<int16_t>(code == kOutlier ? kClip : std::clamp(code, -kClip, kClip));
+}
+
+// Logarithmic class of an expected magnitude in 1/16: four classes an octave.
+constexpr int kClasses = 64;
+inline int scale_class(uint32_t expected16) {
+    const uint32_t v = expected16 + 4;
+    const int e = highest_bit(v);
+    return std::min(4 * (e - 2) + static_cast<int>(v >> (e - 2) & 3), kClasses - 1);
+}
+
+// What is known around the points of a line before its first is coded: magnitudes in 1/16, and the codes of the line before.
+struct LineSums {
+    std::vector<uint32_t> expected;  // weighted sum over all neighbours, without those in the line
+    std::vector<uint32_t> near;      // of the nearest points of earlier passes
+    std::vector<uint32_t> other;     // of the plane or the frame before
+    std::vector<int32_t> north;
+    explicit LineSums(std::size_t width = 0) : expected(width), near(width), other(width), north(width) {}
+};
+
+constexpr int kGroups = 7;
+
+// A line of codes to be written or read.
+struct CodeLine {
+    const LineSums& sums;
+    int group;             // kind of pass
+    uint32_t west_weight;  // of the code before, in `expected`; the one before that counts 1
+    bool quiet;            // whether blocks among zeros are coded at once
+    const uint8_t* mask;   // of the first point, or none
+    int64_t distance;      // elements between points, for the mask
+    int64_t count;
+
+    bool masked(int64_t i) const { return mask && mask[i * distance]; }
+};
+
+}  // namespace aesz
