@@ -11,7 +11,7 @@ import importlib.util
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -20,9 +20,13 @@ import numpy as np
 
 # Bounds in the units of the field that its users set, beside the suite's fractions of the range.
 _ABSOLUTE_BOUNDS = {"era5_uk_hourly_t2m": (0.05, 0.25, 1.0)}
-
-
+_SMALL_CHUNKS = (8, 64, 64)
+SYNTHETIC = "synthetic"
 _MESOSCALE = 80  # waves around the globe: 500 km
+
+
+class BadArgument(ValueError):  # noqa: N818
+    """An argument, or a field that it names, cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +50,22 @@ class Bound:
             return self.value
         finite = values[np.isfinite(values)]
         if finite.size == 0 or finite.min() == finite.max():
-            raise ValueError("a constant or empty field has no range: give an absolute bound (abs:VALUE)")
+            raise BadArgument("a constant or empty field has no range: give an absolute bound (--abs)")
         return self.value * (float(finite.max()) - float(finite.min()))
 
 
-def parse_bound(text: str) -> Bound:
-    """``1e-3`` (fraction of the range) or ``abs:0.05`` (units of the field)."""
-    mode, _, number = text.rpartition(":")
-    value = float(number)
-    if mode not in ("", "abs", "range_rel") or not 0 < value < float("inf"):
-        raise ValueError(f"bound: found {text!r}, expected FRACTION or abs:VALUE, finite and > 0")
-    return Bound(mode or "range_rel", value)
+DEFAULT_BOUNDS = tuple(Bound("range_rel", value) for value in (1e-2, 1e-3, 1e-4))
+
+
+def parse_bounds(mode: str, text: str) -> tuple[Bound, ...]:
+    """Bounds of one mode from ``1e-2,1e-3``."""
+    try:
+        values = [float(number) for number in text.split(",")]
+    except ValueError:
+        values = [0.0]
+    if not all(0 < value < float("inf") for value in values):
+        raise BadArgument(f"bounds: found {text!r}, expected numbers, finite and > 0, separated by commas")
+    return tuple(Bound(mode, value) for value in values)
 
 
 @dataclass(frozen=True)
@@ -64,32 +73,37 @@ class Field:
     """Where one field is, and how it is cut; `read` loads it, so that worker processes get a few bytes."""
 
     name: str
-    source: str  # suite.json, or a file that xarray opens
-    variable: str | None  # None: `name` is an id of the suite
-    chunks: tuple[int, ...] | None  # None: the whole array
+    source: str  # suite.json, a file that xarray opens, or "synthetic"
+    variable: str | None  # of the file; None: `name` is an id of the suite, or a shape
+    chunks: tuple[int, ...] | None  # of the last axes, 1 along those before them; None: the whole array
     bounds: tuple[Bound, ...]
+    small: bool = False  # instead of `chunks`: 8 x 64 x 64 over the last axes, 64 x 64 of a field with two
 
     def read(self, dtype: str) -> np.ndarray:
-        return _read(self, dtype)
+        return _read(self.source, self.name, self.variable, dtype)
 
     def chunk_shape(self, values: np.ndarray) -> tuple[int, ...]:
-        shape = self.chunks or values.shape
-        if len(shape) != values.ndim or min(shape, default=1) < 1:
-            raise ValueError(
-                f"chunks of {self.name}: found {shape}, expected one size an axis of {values.shape}"
+        """The chunks' shape, nowhere larger than the field."""
+        chunks = _SMALL_CHUNKS[-values.ndim :] if self.small else self.chunks or values.shape
+        missing = values.ndim - len(chunks)
+        if missing < 0 or min(chunks, default=1) < 1:
+            raise BadArgument(
+                f"chunks of {self.name}: found {chunks}, expected a size an axis of {values.shape}"
             )
-        return shape
+        return tuple(map(min, (1,) * missing + chunks, values.shape))
 
 
 @functools.lru_cache(maxsize=1)
-def _read(field: Field, dtype: str) -> np.ndarray:
-    if field.variable is None:
-        values = _loader(Path(field.source).with_name("load.py")).load(field.name)[0]
+def _read(source: str, name: str, variable: str | None, dtype: str) -> np.ndarray:
+    if source == SYNTHETIC:
+        values = synthetic(tuple(int(size) for size in name.rpartition(" ")[2].split("x")))
+    elif variable is None:
+        values = _loader(Path(source).with_name("load.py")).load(name)[0]
     else:
         import xarray
 
-        with xarray.open_dataset(field.source) as dataset:
-            values = dataset[field.variable].values
+        with xarray.open_dataset(source) as dataset:
+            values = dataset[variable].values
     return np.ascontiguousarray(values, dtype=dtype)
 
 
@@ -97,10 +111,13 @@ def _read(field: Field, dtype: str) -> np.ndarray:
 def _loader(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmarks_suite_loader", path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"suite: {path} cannot be loaded")
+        raise BadArgument(f"suite: {path} cannot be loaded")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# ---- which fields ----------------------------------------------------------------------------------------------
 
 
 def find_suite(argument: str | None) -> Path | None:
@@ -111,7 +128,7 @@ def find_suite(argument: str | None) -> Path | None:
     path = Path(place)
     path = path / "suite.json" if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f"suite: found no file {path}, expected suite.json; give --suite or set AESZ_DATA")
+        raise BadArgument(f"suite: found no file {path}, expected suite.json; give --suite or set AESZ_DATA")
     return path.resolve()
 
 
@@ -131,13 +148,52 @@ def suite_fields(path: Path) -> list[Field]:
     ]
 
 
-def file_field(argument: str, chunks: tuple[int, ...] | None) -> Field:
-    """``FILE:VARIABLE``, any file that xarray opens, in chunks of one shape (None: whole)."""
-    source, _, variable = argument.rpartition(":")
-    if not source or not variable:
-        raise ValueError(f"field: found {argument!r}, expected FILE:VARIABLE")
-    bounds = tuple(Bound("range_rel", value) for value in (1e-2, 1e-3, 1e-4))
-    return Field(f"{Path(source).stem}:{variable}", source, variable, chunks, bounds)
+def file_fields(path: str, variables: Sequence[str], chunks: str | None) -> list[Field]:
+    """Variables of a file that xarray opens, by default its only one of floats.
+
+    `chunks` is ``time=48,lat=64`` (other axes whole), ``48,64,128`` (the last axes) or None (whole arrays).
+    """
+    import xarray
+
+    try:
+        dataset = xarray.open_dataset(path)
+    except (OSError, ValueError) as problem:
+        raise BadArgument(f"file: {path} cannot be opened: {problem}") from problem
+    with dataset:
+        floats = [
+            str(name) for name, array in dataset.data_vars.items() if array.dtype.kind == "f" and array.ndim
+        ]
+        if not variables and len(floats) != 1:
+            raise BadArgument(f"--variable: {path} has {', '.join(floats) or 'none of floats'}; name one")
+        chosen = []
+        for variable in variables or floats:
+            if variable not in floats:
+                raise BadArgument(f"--variable: found {variable!r}, expected one of {', '.join(floats)}")
+            sizes = {str(name): size for name, size in dataset[variable].sizes.items()}
+            shape = _chunk_shape(chunks, sizes) if chunks else None
+            chosen.append(Field(f"{Path(path).stem}:{variable}", path, variable, shape, DEFAULT_BOUNDS))
+    return chosen
+
+
+def _chunk_shape(text: str, sizes: dict[str, int]) -> tuple[int, ...]:
+    expected = f"expected sizes, or NAME=SIZE with names of {', '.join(sizes)}"
+    try:
+        if "=" not in text:
+            return tuple(int(size) for size in text.split(","))
+        named = dict(part.split("=") for part in text.split(","))
+        if not named.keys() <= sizes.keys():
+            raise KeyError
+        return tuple(int(named.get(name, size)) for name, size in sizes.items())
+    except (KeyError, ValueError):
+        raise BadArgument(f"--chunks: found {text!r}, {expected}") from None
+
+
+def synthetic_field(shape: tuple[int, ...]) -> Field:
+    """A field made here (see `synthetic`), in one chunk."""
+    return Field(f"synthetic {'x'.join(map(str, shape))}", SYNTHETIC, None, None, DEFAULT_BOUNDS)
+
+
+# ---- how they are cut ------------------------------------------------------------------------------------------
 
 
 def split(values: np.ndarray, chunks: tuple[int, ...]) -> Iterator[np.ndarray]:

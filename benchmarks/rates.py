@@ -1,25 +1,20 @@
-"""Bytes of every peer on the same chunks at the same bounds, with every decoded value checked.
-
-Run as ``python -m benchmarks.rates --suite FOLDER`` or
-``python -m benchmarks.rates FILE.nc:VARIABLE --chunks 24,181,360``. Writes ``rates-<dtype>.csv`` (one row a
-field, bound and setting) and ``rates-<dtype>.md``. Exit status 1 if aesz-codec breaks a bound.
-"""
+"""Bytes of every peer on the same chunks at the same bounds, with every decoded value checked."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import multiprocessing
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
 from benchmarks import fields, report
-from benchmarks.peers import FAMILIES, Peer, select
+from benchmarks.peers import NotApplicable, Peer
+
+OURS = "aesz"  # the family
+Cell = tuple[str, str]  # field, bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,50 +28,96 @@ class Rate:
     bound: str
     tolerance: float
     raw_bytes: int
+    values: int
     peer: str
     family: str
     coded_bytes: int
     max_error_over_bound: float
     violations: int
+    psnr: float  # of the field's range, in dB; infinite if every value came back
 
     @property
     def ratio(self) -> float:
         return self.raw_bytes / self.coded_bytes
 
+    @property
+    def bits_per_value(self) -> float:
+        return 8 * self.coded_bytes / self.values
 
-def error(original: np.ndarray, decoded: np.ndarray, tolerance: float) -> tuple[float, int]:
-    """Largest error of a finite value, and number of values out of bound: float64, on the decoder's output.
 
-    Another shape or dtype, a NaN or infinity that did not stay itself, and a finite value that did not stay
-    finite are violations too.
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Where the bytes of one of our rates are: a section of the streams, or the streams of one predictor."""
+
+    field: str
+    bound: str
+    peer: str
+    kind: str  # "section" or "predictor"
+    part: str
+    chunks: int
+    coded_bytes: int
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Errors:
+    """What the decoder's output is off by, summed over parts of a field.
+
+    Errors are differences in float64. Another shape or dtype, a NaN or infinity that did not stay itself, and a
+    finite value that did not stay finite are violations.
     """
-    if decoded.shape != original.shape or decoded.dtype != original.dtype:
-        return math.inf, original.size
-    finite = np.isfinite(original)
-    kept = np.where(np.isnan(original), np.isnan(decoded), original == decoded)
-    violations = int(np.count_nonzero(~kept & ~finite))
-    errors = np.abs(original[finite].astype(np.float64) - decoded[finite].astype(np.float64))
-    errors[np.isnan(errors)] = np.inf
-    violations += int(np.count_nonzero(errors > tolerance))
-    return float(errors.max(initial=0.0)), violations
+
+    tolerance: float
+    largest: float = 0.0
+    violations: int = 0
+    squares: float = 0.0
+    finite: int = 0
+
+    def add(self, original: np.ndarray, decoded: np.ndarray) -> None:
+        if decoded.shape != original.shape or decoded.dtype != original.dtype:
+            self.largest = math.inf
+            self.violations += original.size
+            return
+        finite = np.isfinite(original)
+        kept = np.where(np.isnan(original), np.isnan(decoded), original == decoded)
+        self.violations += int(np.count_nonzero(~kept & ~finite))
+        errors = np.abs(original[finite].astype(np.float64) - decoded[finite].astype(np.float64))
+        errors[np.isnan(errors)] = np.inf
+        self.violations += int(np.count_nonzero(errors > self.tolerance))
+        self.largest = max(self.largest, float(errors.max(initial=0.0)))
+        self.squares += float(np.dot(errors, errors))
+        self.finite += errors.size
+
+    def psnr(self, value_range: float) -> float:
+        if not self.squares:
+            return math.inf
+        return (
+            20 * math.log10(value_range / math.sqrt(self.squares / self.finite)) if value_range else math.nan
+        )
 
 
-def measure(field: fields.Field, bound: fields.Bound, dtype: str, peers: Sequence[Peer]) -> list[Rate]:
-    """Code, decode and check every chunk of one field with every peer."""
+def measure(
+    field: fields.Field, bound: fields.Bound, dtype: str, peers: Sequence[Peer]
+) -> tuple[list[Rate], list[Part]]:
+    """Code, decode and check every chunk of one field with every peer that can code all of them."""
     values = field.read(dtype)
     chunk_shape = field.chunk_shape(values)
     tolerance = bound.tolerance(values)
-    rates = []
+    finite = values[np.isfinite(values)]
+    value_range = float(finite.max()) - float(finite.min()) if finite.size else 0.0
+    rates, parts = [], []
     for peer in peers:
-        coded, largest, violations = 0, 0.0, 0
-        for chunk in fields.split(values, chunk_shape):
-            for part in fields.slices(chunk, peer.max_ndim):
-                stream = peer.compress(part, tolerance)
-                coded += len(stream)
-                decoded = peer.decompress(stream, part.shape, part.dtype)
-                part_error, part_violations = error(part, decoded, tolerance)
-                largest = max(largest, part_error)
-                violations += part_violations
+        errors = Errors(tolerance)
+        streams = []
+        try:
+            for chunk in fields.split(values, chunk_shape):
+                for piece in fields.slices(chunk, peer.max_ndim):
+                    streams.append(peer.compress(piece, tolerance))
+                    errors.add(piece, peer.decompress(streams[-1], piece.shape, piece.dtype))
+        except NotApplicable:
+            continue
         rates.append(
             Rate(
                 field=field.name,
@@ -86,136 +127,39 @@ def measure(field: fields.Field, bound: fields.Bound, dtype: str, peers: Sequenc
                 bound=bound.label,
                 tolerance=tolerance,
                 raw_bytes=values.nbytes,
+                values=values.size,
                 peer=peer.name,
                 family=peer.family,
-                coded_bytes=coded,
-                max_error_over_bound=largest / tolerance,
-                violations=violations,
+                coded_bytes=sum(map(len, streams)),
+                max_error_over_bound=errors.largest / tolerance,
+                violations=errors.violations,
+                psnr=errors.psnr(value_range),
             )
         )
-    return rates
+        if peer.family == OURS:
+            parts += _parts(field.name, bound.label, peer.name, streams)
+    return rates, parts
 
 
-class Table:
-    """The rates of a run, by cell (field and bound)."""
+def _parts(field: str, bound: str, peer: str, streams: Sequence[bytes]) -> Iterator[Part]:
+    from aesz_codec.pipeline import describe
 
-    def __init__(self, rates: Sequence[Rate]) -> None:
-        self.rates = list(rates)
-        self.cells: dict[tuple[str, str], dict[str, Rate]] = {}
-        for rate in self.rates:
-            self.cells.setdefault((rate.field, rate.bound), {})[rate.peer] = rate
-        self.ours = list(dict.fromkeys(rate.peer for rate in self.rates if rate.family == "aesz"))
-        self.others = list(dict.fromkeys(rate.family for rate in self.rates if rate.family != "aesz"))
-        # Means are over the bounds that every field has (fractions of its range); absolute ones stand apart.
-        self.groups: dict[str, list[tuple[str, str]]] = {}
-        for cell in self.cells:
-            self.groups.setdefault("abs" if cell[1].startswith("abs") else cell[1], []).append(cell)
-        relative = [cell for cell in self.cells if not cell[1].startswith("abs")]
-        if len(self.groups) > 1 and relative:
-            self.groups["all range_rel"] = relative
-
-    def best(self, cell: tuple[str, str], family: str) -> Rate:
-        candidates = [rate for rate in self.cells[cell].values() if rate.family == family]
-        return min(candidates, key=lambda rate: rate.coded_bytes)
-
-    def gain(self, cell: tuple[str, str], family: str, ours: str) -> float:
-        """Bytes of the best setting of `family` over the bytes of `ours`: above 1, ours is smaller."""
-        return self.best(cell, family).coded_bytes / self.cells[cell][ours].coded_bytes
-
-    def violations(self) -> list[Rate]:
-        return [rate for rate in self.rates if rate.violations]
-
-    def parts(self, title: str) -> Iterator[str]:
-        """The Markdown report."""
-        yield f"# {title}"
-        yield report.environment()
-        if self.ours:
-            for family in self.others:
-                yield f"## Best {family} setting's bytes / ours"
-                yield self._gains(family)
-        yield "## Compression ratio by bound"
-        yield (
-            "Geometric mean over fields, in brackets the dataset ratio (all raw bytes / all coded bytes). "
-            "`best` takes the smallest setting of each cell."
-        )
-        yield self._ratios()
-        yield "## Every field and bound"
-        yield self._cells()
-        yield "## Bound"
-        yield self._bound()
-
-    def _gains(self, family: str) -> str:
-        rows = []
-        for group, cells in self.groups.items():
-            for ours in self.ours:
-                gains = {cell: self.gain(cell, family, ours) for cell in cells}
-                worst = min(gains, key=gains.__getitem__)
-                mean = report.geometric_mean(gains.values())
-                best_bytes = sum(self.best(cell, family).coded_bytes for cell in cells)
-                dataset = best_bytes / sum(self.cells[cell][ours].coded_bytes for cell in cells)
-                row = [group, ours, len(cells), f"{mean:.3f}", f"{dataset:.3f}", f"{max(gains.values()):.3f}"]
-                row += [sum(gain < 1 for gain in gains.values()), f"{gains[worst]:.3f}", ", ".join(worst)]
-                rows.append(row)
-        header = [
-            "bound",
-            "ours",
-            "cells",
-            "geometric mean",
-            "dataset",
-            "highest",
-            "below 1",
-            "worst",
-            "worst cell",
-        ]
-        return report.markdown_table(header, rows, text_columns=2)
-
-    def _ratios(self) -> str:
-        def text(rates: list[Rate]) -> str:
-            dataset = sum(rate.raw_bytes for rate in rates) / sum(rate.coded_bytes for rate in rates)
-            return f"{report.geometric_mean(rate.ratio for rate in rates):.2f} ({dataset:.2f})"
-
-        groups = self.groups.values()
-        rows = []
-        for name in dict.fromkeys(rate.peer for rate in self.rates):
-            rows.append([name, *(text([self.cells[cell][name] for cell in cells]) for cells in groups)])
-        for family in self.others:
-            rows.append(
-                [f"best {family}", *(text([self.best(cell, family) for cell in cells]) for cells in groups)]
-            )
-        return report.markdown_table(["peer", *self.groups], rows)
-
-    def _cells(self) -> str:
-        peers = list(dict.fromkeys(rate.peer for rate in self.rates))
-        header = ["field", "bound", "tolerance", "raw bytes", *peers]
-        header += [f"best {family}" for family in self.others]
-        header += [f"best {family} / {ours}" for family in self.others for ours in self.ours]
-        header += [f"max error / bound, {ours}" for ours in self.ours]
-        rows = []
-        for cell, rates in self.cells.items():
-            first = next(iter(rates.values()))
-            row = [*cell, f"{first.tolerance:.6g}", first.raw_bytes]
-            row += [rates[peer].coded_bytes for peer in peers]
-            row += [self.best(cell, family).peer for family in self.others]
-            row += [f"{self.gain(cell, family, ours):.3f}" for family in self.others for ours in self.ours]
-            row += [f"{rates[ours].max_error_over_bound:.6f}" for ours in self.ours]
-            rows.append(row)
-        return report.markdown_table(header, rows, text_columns=2)
-
-    def _bound(self) -> str:
-        rows = []
-        for name in dict.fromkeys(rate.peer for rate in self.rates):
-            mine = [rate for rate in self.rates if rate.peer == name]
-            highest = max(rate.max_error_over_bound for rate in mine)
-            rows.append([name, f"{highest:.9f}", sum(rate.violations for rate in mine)])
-        return report.markdown_table(["peer", "max error / bound", "values out of bound"], rows)
+    counted: dict[tuple[str, str], list[int]] = {}
+    for stream in streams:
+        info = describe(stream)
+        found = [("section", name, size) for name, size in info.sections.items()]
+        for kind, name, size in [*found, ("predictor", info.predictor, info.nbytes)]:
+            counted.setdefault((kind, name), []).append(size)
+    for (kind, name), sizes in sorted(counted.items()):
+        yield Part(field, bound, peer, kind, name, len(sizes), sum(sizes))
 
 
-def _task(task: tuple[fields.Field, fields.Bound, str, Sequence[Peer]]) -> list[Rate]:
+def _task(task: tuple) -> tuple[list[Rate], list[Part]]:
     return measure(*task)
 
 
-def run(tasks: Sequence[tuple], workers: int) -> Iterator[list[Rate]]:
-    """The tasks' results, in order."""
+def run(tasks: Sequence[tuple], workers: int) -> Iterator[tuple[list[Rate], list[Part]]]:
+    """What `measure` returns for the arguments of every task, in order, computed by `workers` processes."""
     if workers == 1:
         yield from map(_task, tasks)
     else:
@@ -223,67 +167,238 @@ def run(tasks: Sequence[tuple], workers: int) -> Iterator[list[Rate]]:
             yield from pool.map(_task, tasks)
 
 
-def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[fields.Field], list[Peer]]:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rates", description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", metavar="FILE:VARIABLE", help="instead of a suite")
-    parser.add_argument("--suite", help="suite.json or its folder (default: the variable AESZ_DATA)")
-    parser.add_argument("--fields", help="only these fields of the suite, separated by commas")
-    parser.add_argument("--bounds", help="1e-3 is a fraction of the range, abs:0.05 absolute; commas")
-    parser.add_argument("--chunks", help="chunk shape of files, e.g. 24,181,360 (default: the whole array)")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="cast to it")
-    parser.add_argument("--peers", default=",".join(FAMILIES), help="families, default %(default)s")
-    parser.add_argument("--efforts", default="default", help="of aesz: fast,default,max")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--name", help="of the two files, default rates-DTYPE")
-    options = parser.parse_args(argv)
-    try:
-        chunks = tuple(int(size) for size in options.chunks.split(",")) if options.chunks else None
-        if options.files:
-            chosen = [fields.file_field(argument, chunks) for argument in options.files]
-        else:
-            path = fields.find_suite(options.suite)
-            if path is None:
-                raise ValueError("no fields: give --suite, set AESZ_DATA, or name FILE:VARIABLE")
-            chosen = fields.suite_fields(path)
-            if options.fields:
-                names = options.fields.split(",")
-                missing = sorted(set(names) - {field.name for field in chosen})
-                if missing:
-                    raise ValueError(f"--fields: {', '.join(missing)} not in {path.name}")
-                chosen = [field for field in chosen if field.name in names]
-        if options.bounds:
-            bounds = tuple(fields.parse_bound(text) for text in options.bounds.split(","))
-            chosen = [dataclasses.replace(field, bounds=bounds) for field in chosen]
-        if options.workers < 1:
-            raise ValueError(f"--workers: found {options.workers}, expected at least 1")
-        peers = select(options.peers.split(","), options.efforts.split(","))
-    except ValueError as problem:
-        parser.error(str(problem))
-    return options, chosen, peers
+# ---- tables ----------------------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    options, chosen, peers = _arguments(argv)
-    tasks = [(field, bound, options.dtype, peers) for field in chosen for bound in field.bounds]
-    rates: list[Rate] = []
-    for (field, bound, *_), result in zip(tasks, run(tasks, options.workers), strict=True):
-        rates += result
-        ratios = "  ".join(f"{rate.peer} {rate.ratio:.2f}" for rate in result)
-        print(f"{field.name:32} {bound.label:9} {ratios}", flush=True)
-    table = Table(rates)
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = options.name or f"rates-{options.dtype}"
-    columns = [column.name for column in dataclasses.fields(Rate)]
-    report.write_csv(options.out / f"{name}.csv", columns, map(dataclasses.astuple, rates))
-    report.write_markdown(options.out / f"{name}.md", table.parts(f"Rates, {options.dtype}"))
-    print(f"\n{options.out / name}.md, .csv")
-    broken = table.violations()
-    for rate in broken:
-        found = f"{rate.violations} values out of bound, max error / bound {rate.max_error_over_bound:.9g}"
-        print(f"VIOLATION {rate.peer} {rate.field} {rate.bound}: {found}", file=sys.stderr)
-    return int(any(rate.family == "aesz" for rate in broken))
+class Table:
+    """The rates of a run by cell, and what the oracle chooses there.
+
+    The oracle is the smallest of all settings of all peers but ours in a cell. Rates that broke the bound are
+    listed, and take no part in anything else.
+    """
+
+    def __init__(self, rates: Sequence[Rate]) -> None:
+        self.rates = [rate for rate in rates if not rate.violations]
+        self.broken = [rate for rate in rates if rate.violations]
+        self.cells: dict[Cell, dict[str, Rate]] = {}
+        for rate in self.rates:
+            self.cells.setdefault((rate.field, rate.bound), {})[rate.peer] = rate
+        self.peers = {rate.peer: rate.family for rate in self.rates}
+        self.ours = [peer for peer, family in self.peers.items() if family == OURS]
+        self.families = list(dict.fromkeys(family for family in self.peers.values() if family != OURS))
+        # Means are over the bounds that every field has (fractions of its range); absolute ones stand apart.
+        self.groups: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            self.groups.setdefault("abs" if cell[1].startswith("abs") else cell[1], []).append(cell)
+        relative = [cell for cell in self.cells if not cell[1].startswith("abs")]
+        if len(self.groups) > 1 and relative:
+            self.groups["all range_rel"] = relative
+
+    def best(self, cell: Cell, family: str | None = None) -> Rate | None:
+        """The smallest rate of `family`; of None, that of the oracle."""
+        rates = [rate for rate in self.cells[cell].values() if rate.family == family or not family]
+        return min(
+            (rate for rate in rates if family or rate.family != OURS),
+            key=lambda rate: rate.coded_bytes,
+            default=None,
+        )
+
+    def references(self) -> dict[str, Callable[[Cell], Rate | None]]:
+        """What ours is held against, by heading."""
+        found: dict[str, Callable[[Cell], Rate | None]] = {}
+        if "sz3" in self.families:
+            found["best sz3"] = lambda cell: self.best(cell, "sz3")
+        if set(self.families) - {"sz3"}:
+            found["oracle"] = self.best
+        return found
+
+    def parts(self) -> Iterator[str]:
+        """The Markdown report."""
+        if self.ours and self.families:
+            yield (
+                "Bytes of the reference / ours: above 1 we are smaller. `best sz3` is the smallest setting of SZ3 "
+                "in each cell (a field at a bound), `oracle` the smallest setting of all peers: "
+                f"{', '.join(self.families)}. `dataset`: all their bytes / all ours."
+            )
+            yield self._gains()
+        if self.families:
+            yield "### Who is smallest"
+            yield (
+                "Cells in which a setting is the oracle, and bytes of a family's best setting / ours and / the "
+                "oracle's (geometric means)."
+            )
+            yield self._winners()
+        yield "### Compression ratio"
+        yield (
+            "Geometric mean over fields, in brackets the dataset ratio (all raw bytes / all coded bytes). "
+            "`best` takes the smallest setting of each cell; `n/a`: cells that a peer could not code."
+        )
+        yield self._ratios()
+        yield "### Every field and bound"
+        yield self._cells()
+        yield "### Bound"
+        yield "Largest error / tolerance, and the cells in which a value was out of bound (not counted anywhere)."
+        yield self._bound()
+
+    def _gains(self) -> str:
+        rows = []
+        for name, reference in self.references().items():
+            for group, cells in self.groups.items():
+                for ours in self.ours:
+                    pairs = {}
+                    for cell in cells:
+                        other, mine = reference(cell), self.cells[cell].get(ours)
+                        if other and mine:
+                            pairs[cell] = (other.coded_bytes, mine.coded_bytes)
+                    gains = {cell: theirs / mine for cell, (theirs, mine) in pairs.items()}
+                    if not gains:
+                        continue
+                    least = min(gains, key=gains.__getitem__)
+                    theirs, mine = map(sum, zip(*pairs.values(), strict=True))
+                    rows.append(
+                        [
+                            *(f"{name} / {ours}", group, len(gains)),
+                            *(f"**{report.geometric_mean(gains.values()):.3f}**", f"{theirs / mine:.3f}"),
+                            *(f"{gains[least]:.3f}", ", ".join(least)),
+                            *(sum(gain < limit for gain in gains.values()) for limit in (1, 0.97)),
+                        ]
+                    )
+        header = ["bytes", "bound", "cells", "geometric mean", "dataset", "least", "least cell"]
+        return report.markdown_table([*header, "below 1", "below 0.97"], rows, text_columns=2)
+
+    def _winners(self) -> str:
+        winners = {cell: best for cell in self.cells if (best := self.best(cell))}
+        rows = []
+        for peer in (peer for peer, family in self.peers.items() if family != OURS):
+            won = [
+                sum(cell in winners and winners[cell].peer == peer for cell in cells)
+                for cells in self.groups.values()
+            ]
+            if any(won):
+                rows.append([peer, *won])
+        groups = list(self.groups)
+        table = report.markdown_table(["oracle", *groups], rows)
+        rows = []
+        for family in self.families:
+            best = {cell: rate for cell in self.cells if (rate := self.best(cell, family))}
+            for heading, bytes_of in self._denominators(winners).items():
+                row = []
+                for cells in self.groups.values():
+                    quotients = [
+                        best[cell].coded_bytes / bytes_of(cell)
+                        for cell in cells
+                        if cell in best and bytes_of(cell)
+                    ]
+                    row.append(f"{report.geometric_mean(quotients):.3f}" if quotients else "")
+                rows.append([f"best {family} / {heading}", *row])
+        return table + "\n\n" + report.markdown_table(["bytes", *groups], rows)
+
+    def _denominators(self, winners: dict[Cell, Rate]) -> dict[str, Callable[[Cell], int]]:
+        found: dict[str, Callable[[Cell], int]] = {"oracle": lambda cell: winners[cell].coded_bytes}
+        for ours in self.ours:
+            found[ours] = lambda cell, ours=ours: (
+                rate.coded_bytes if (rate := self.cells[cell].get(ours)) else 0
+            )
+        return found
+
+    def _ratios(self) -> str:
+        def text(rates: list[Rate | None]) -> str:
+            found = [rate for rate in rates if rate]
+            if not found:
+                return ""
+            dataset = sum(rate.raw_bytes for rate in found) / sum(rate.coded_bytes for rate in found)
+            missing = f", n/a {len(rates) - len(found)}" if len(found) < len(rates) else ""
+            return f"{report.geometric_mean(rate.ratio for rate in found):.2f} ({dataset:.2f}){missing}"
+
+        groups = self.groups.values()
+        rows = [
+            [name, *(text([self.cells[cell].get(name) for cell in cells]) for cells in groups)]
+            for name in self.peers
+        ]
+        for family in self.families:
+            rows.append(
+                [f"best {family}", *(text([self.best(cell, family) for cell in cells]) for cells in groups)]
+            )
+        if len(self.families) > 1:
+            rows.append(["oracle", *(text([self.best(cell) for cell in cells]) for cells in groups)])
+        return report.markdown_table(["peer", *self.groups], rows)
+
+    def _cells(self) -> str:
+        references = self.references()
+        header = ["field", "bound", "tolerance", "raw bytes"]
+        header += [text for name in references for text in (f"{name}, bytes", "setting")]
+        header += [f"{ours}, bytes" for ours in self.ours]
+        header += [f"{name} / {ours}" for name in references for ours in self.ours]
+        header += [f"max error / bound, {ours}" for ours in self.ours]
+        rows = []
+        for cell, rates in self.cells.items():
+            first = next(iter(rates.values()))
+            row: list[object] = [*cell, f"{first.tolerance:.6g}", first.raw_bytes]
+            best = [reference(cell) for reference in references.values()]
+            mine = [rates.get(ours) for ours in self.ours]
+            for rate in best:
+                row += [rate.coded_bytes, rate.peer] if rate else ["", ""]
+            row += [rate.coded_bytes if rate else "" for rate in mine]
+            row += [f"{a.coded_bytes / b.coded_bytes:.3f}" if a and b else "" for a in best for b in mine]
+            row += [f"{rate.max_error_over_bound:.6f}" if rate else "" for rate in mine]
+            rows.append(row)
+        return report.markdown_table(header, rows, text_columns=2)
+
+    def _bound(self) -> str:
+        rows = []
+        for name in dict.fromkeys(rate.peer for rate in self.rates + self.broken):
+            mine = [rate for rate in self.rates + self.broken if rate.peer == name]
+            highest = max(rate.max_error_over_bound for rate in mine)
+            broken = [
+                f"{rate.field} {rate.bound}: {rate.violations} values" for rate in mine if rate.violations
+            ]
+            rows.append(
+                [name, f"{highest:.9f}", len(broken), "; ".join(broken[:3]) + ("; ..." * (len(broken) > 3))]
+            )
+        return report.markdown_table(["peer", "max error / bound", "cells broken", "which"], rows)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def where_the_bits_are(parts: Sequence[Part], rates: Sequence[Rate]) -> Iterator[str]:
+    """Markdown: our bytes by section of the stream, by predictor and by field."""
+    values = {(rate.field, rate.bound, rate.peer): rate.values for rate in rates}
+    groups = list(
+        dict.fromkeys((part.peer, part.bound) for part in parts if not part.bound.startswith("abs"))
+    )
+    for kind, text in (
+        ("section", "Bytes of a section / all bytes of the bound, over all fields."),
+        ("predictor", "The same by the predictor that the encoder chose, and the number of chunks."),
+    ):
+        names = list(dict.fromkeys(part.part for part in parts if part.kind == kind))
+        rows = []
+        for group in groups:
+            mine = [part for part in parts if part.kind == kind and (part.peer, part.bound) == group]
+            whole = sum(part.coded_bytes for part in mine)
+            row = []
+            for name in names:
+                size = sum(part.coded_bytes for part in mine if part.part == name)
+                chunks = sum(part.chunks for part in mine if part.part == name)
+                row.append(
+                    f"{size / whole:.2%}" + (f" ({chunks})" if kind == "predictor" else "") if size else ""
+                )
+            rows.append([*group, whole, *row])
+        yield text
+        yield report.markdown_table(["peer", "bound", "bytes", *names], rows, text_columns=2)
+    yield "By field: bits a value, share of all bytes of the bound, share of everything but the section `codes`."
+    rows = []
+    for cell, size in values.items():
+        mine = [
+            part for part in parts if part.kind == "section" and (part.field, part.bound, part.peer) == cell
+        ]
+        if cell[::-1][:2] not in groups or not mine:
+            continue
+        coded = sum(part.coded_bytes for part in mine)
+        whole = sum(
+            part.coded_bytes
+            for part in parts
+            if part.kind == "section" and (part.bound, part.peer) == cell[1:]
+        )
+        rest = sum(part.coded_bytes for part in mine if part.part != "codes")
+        rows.append([*cell, f"{8 * coded / size:.3f}", f"{coded / whole:.1%}", f"{rest / coded:.1%}"])
+    yield report.markdown_table(
+        ["field", "bound", "peer", "bits a value", "share", "not codes"], rows, text_columns=3
+    )

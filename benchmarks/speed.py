@@ -1,13 +1,10 @@
 """Speed and peak memory, one thread, against SZ3 (INTERP_LORENZO) on the same arrays in one run.
 
-Run as ``python -m benchmarks.speed`` (synthetic fields), with ``--suite FOLDER`` for three real ones as well.
-Repeats are interleaved (SZ3, ours, SZ3, ours, ...), so that a busy machine slows both. Writes ``speed.csv``,
-``memory.csv`` and ``speed.md``.
+Repeats are interleaved (SZ3, ours, SZ3, ours, ...), so that a busy machine slows both.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import multiprocessing
 import resource
@@ -23,12 +20,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks import fields, report
-from benchmarks.peers import FAMILIES, Peer, select
+from benchmarks.peers import NotApplicable, Peer
+from benchmarks.rates import OURS
 
-_SYNTHETIC = ((721, 1440), (24, 181, 360))
+SYNTHETIC_SHAPES = ((721, 1440), (24, 181, 360))
 # Real fields at their own size (of 4-D ones the first time): resampled, they would be smoother than data are.
-_REAL = ("ecan_2010_uv200_u", "era5_isentropic_U", "cesm_T3d_train")
-_REFERENCE = "sz3-interp-lorenzo"
+REAL_FIELDS = ("ecan_2010_uv200_u", "era5_isentropic_U", "cesm_T3d_train")
+REFERENCE = "sz3-interp-lorenzo"
+_SECONDS = 8.0  # a peer that has used them up is not run again, once it has _LEAST_REPEATS
+_LEAST_REPEATS = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Speed:
     bound: str
     peer: str
     ratio: float
+    repeats: int
     compress_best: float
     compress_median: float
     decompress_best: float
@@ -69,25 +70,66 @@ def _timed(call: Callable, *arguments: object) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def time_peers(
+def choose(peers: Sequence[Peer]) -> list[Peer]:
+    """The reference first, every effort of ours, and of every other peer its first setting."""
+    chosen = [peer for peer in peers if peer.name == REFERENCE]
+    if not chosen:
+        raise fields.BadArgument(
+            "speeds are relative to SZ3: add sz3 to --peers, or leave speed out of --measure"
+        )
+    for peer in peers:
+        if peer.family == OURS or peer.family not in (known.family for known in chosen):
+            chosen.append(peer)
+    return chosen
+
+
+@dataclasses.dataclass
+class _Times:
+    """Seconds of every repeat of one peer."""
+
+    compress: list[float] = dataclasses.field(default_factory=list)
+    decompress: list[float] = dataclasses.field(default_factory=list)
+    check: list[float] = dataclasses.field(default_factory=list)
+    nbytes: int = 0
+
+    @property
+    def enough(self) -> bool:
+        return len(self.compress) >= _LEAST_REPEATS and sum(self.compress) + sum(self.decompress) > _SECONDS
+
+
+def _time_peers(
     values: np.ndarray, tolerance: float, peers: Sequence[Peer], repeats: int
-) -> dict[str, dict[str, list]]:
-    """Seconds of every repeat by peer, and the stream's bytes; a first round warms up and is not counted."""
-    times: dict[str, dict[str, list]] = {
-        peer.name: {"compress": [], "decompress": [], "check": [], "bytes": []} for peer in peers
-    }
+) -> dict[str, _Times]:
+    """By peer that can code `values`, the reference in every repeat; a first round warms up and is not counted."""
+    times = {peer.name: _Times() for peer in peers}
     for turn in range(repeats + 1):
         for peer in peers:
-            compress, stream = _timed(peer.compress, values, tolerance)
-            decompress, decoded = _timed(peer.decompress, stream, values.shape, values.dtype)
-            check = _timed(_within, values, decoded, tolerance)[0] if peer.family == "aesz" else 0.0
+            mine = times.get(peer.name)
+            if mine is None or (mine.enough and peer.name != REFERENCE):
+                continue
+            pieces = list(fields.slices(values, peer.max_ndim))
+            try:
+                compress, streams = _timed(_compress, peer, pieces, tolerance)
+            except NotApplicable:
+                del times[peer.name]
+                continue
+            decompress, decoded = _timed(_decompress, peer, streams, pieces)
+            check = _timed(_within, values, decoded[0], tolerance)[0] if peer.family == OURS else 0.0
             if turn:
-                row = times[peer.name]
-                row["compress"].append(compress)
-                row["decompress"].append(decompress)
-                row["check"].append(check)
-                row["bytes"] = [len(stream)]
+                mine.compress.append(compress)
+                mine.decompress.append(decompress)
+                mine.check.append(check)
+                mine.nbytes = sum(map(len, streams))
     return times
+
+
+def _compress(peer: Peer, pieces: Sequence[np.ndarray], tolerance: float) -> list[bytes]:
+    return [peer.compress(piece, tolerance) for piece in pieces]
+
+
+def _decompress(peer: Peer, streams: Sequence[bytes], pieces: Sequence[np.ndarray]) -> list[np.ndarray]:
+    shapes = ((stream, piece.shape, piece.dtype) for stream, piece in zip(streams, pieces, strict=True))
+    return [peer.decompress(*arguments) for arguments in shapes]
 
 
 def _within(values: np.ndarray, decoded: np.ndarray, tolerance: float) -> None:
@@ -105,33 +147,35 @@ def speeds(
     name: str, values: np.ndarray, bound: fields.Bound, peers: Sequence[Peer], repeats: int
 ) -> list[Speed]:
     """One row a peer, the reference first."""
-    times = time_peers(values, bound.tolerance(values), peers, repeats)
-    reference = times[_REFERENCE]
+    times = _time_peers(values, bound.tolerance(values), peers, repeats)
+    reference = times[REFERENCE]
     rows = []
-    for peer in peers:
-        mine = times[peer.name]
-        to_sz3 = {
-            kind: [theirs / ours for theirs, ours in zip(reference[kind], mine[kind], strict=True)]
-            for kind in ("compress", "decompress")
-        }
-        phases = zip(mine["decompress"], mine["check"], mine["compress"], strict=True)
+    for peer, mine in times.items():
+        # strict=False: a slow peer has fewer repeats
+        compress = [theirs / ours for theirs, ours in zip(reference.compress, mine.compress, strict=False)]
+        decompress = [
+            theirs / ours for theirs, ours in zip(reference.decompress, mine.decompress, strict=False)
+        ]
+        phases = zip(mine.decompress, mine.check, mine.compress, strict=True)
         verified = [(decode + check) / encode for decode, check, encode in phases]
+        checked = any(mine.check)
         rows.append(
             Speed(
                 field=name,
                 shape="x".join(map(str, values.shape)),
                 bound=bound.label,
-                peer=peer.name,
-                ratio=values.nbytes / mine["bytes"][0],
-                compress_best=values.nbytes / 1e6 / min(mine["compress"]),
-                compress_median=values.nbytes / 1e6 / statistics.median(mine["compress"]),
-                decompress_best=values.nbytes / 1e6 / min(mine["decompress"]),
-                decompress_median=values.nbytes / 1e6 / statistics.median(mine["decompress"]),
-                compress_to_sz3_min=min(to_sz3["compress"]),
-                compress_to_sz3_median=statistics.median(to_sz3["compress"]),
-                decompress_to_sz3_min=min(to_sz3["decompress"]),
-                decompress_to_sz3_median=statistics.median(to_sz3["decompress"]),
-                verification_share=statistics.median(verified) if peer.family == "aesz" else 0.0,
+                peer=peer,
+                ratio=values.nbytes / mine.nbytes,
+                repeats=len(mine.compress),
+                compress_best=values.nbytes / 1e6 / min(mine.compress),
+                compress_median=values.nbytes / 1e6 / statistics.median(mine.compress),
+                decompress_best=values.nbytes / 1e6 / min(mine.decompress),
+                decompress_median=values.nbytes / 1e6 / statistics.median(mine.decompress),
+                compress_to_sz3_min=min(compress),
+                compress_to_sz3_median=statistics.median(compress),
+                decompress_to_sz3_min=min(decompress),
+                decompress_to_sz3_median=statistics.median(decompress),
+                verification_share=statistics.median(verified) if checked else 0.0,
             )
         )
     return rows
@@ -201,48 +245,60 @@ def memory(name: str, values: np.ndarray, bound: fields.Bound, peers: Sequence[P
             yield Memory(name, shape, bound.label, peer.name, peaks["compress"], peaks["decompress"])
 
 
-def _arrays(suite: Path | None, synthetic: Sequence[tuple[int, ...]]) -> Iterator[tuple[str, np.ndarray]]:
-    for shape in synthetic:
-        yield "synthetic", fields.synthetic(shape)
-    if suite is not None:
-        for field in fields.suite_fields(suite):
-            if field.name in _REAL:
-                values = field.read("float32")
-                yield field.name, values[0] if values.ndim == 4 else values
+# ---- tables ----------------------------------------------------------------------------------------------------
 
 
-def _parts(rows: Sequence[Speed], peaks: Sequence[Memory], repeats: int) -> Iterator[str]:
-    yield "# Speed and memory"
-    yield report.environment()
-    yield (
-        f"One thread, float32, {repeats} interleaved repeats after one warm-up. MB/s of raw bytes: best "
-        "repeat (median). `to SZ3`: speed / speed of SZ3 INTERP_LORENZO in the same repeat, median (least); "
-        "above 1 is faster than SZ3. `verification`: time of decoding and comparing, measured apart, / time "
-        "of encoding, which contains it."
-    )
-    header = ["field", "shape", "bound", "peer", "ratio", "compress MB/s", "decompress MB/s"]
-    header += ["compress to SZ3", "decompress to SZ3", "verification"]
-    table = []
+def means(rows: Sequence[Speed]) -> dict[tuple[str, str], tuple[float, float, float]]:
+    """By bound and peer: geometric means of ratio and of speeds to SZ3, over the arrays that every peer coded.
+
+    Bounds are those of the rows and ``all``.
+    """
+    peers = list(dict.fromkeys(row.peer for row in rows))
+    cells: dict[tuple[str, str, str], dict[str, Speed]] = {}
     for row in rows:
-        ours = row.peer.startswith("aesz")
-        table.append(
-            [
-                *(row.field, row.shape, row.bound, row.peer, f"{row.ratio:.2f}"),
-                f"{row.compress_best:.0f} ({row.compress_median:.0f})",
-                f"{row.decompress_best:.0f} ({row.decompress_median:.0f})",
-                f"{row.compress_to_sz3_median:.2f} ({row.compress_to_sz3_min:.2f})",
-                f"{row.decompress_to_sz3_median:.2f} ({row.decompress_to_sz3_min:.2f})",
-                f"{row.verification_share:.0%}" if ours else "",
-            ]
+        cells.setdefault((row.field, row.shape, row.bound), {})[row.peer] = row
+    complete = [cell for cell in cells.values() if len(cell) == len(peers)]
+    bounds = list(dict.fromkeys(row.bound for row in rows))
+    found = {}
+    for bound in [*bounds, *(["all"] if len(bounds) > 1 else [])]:
+        for peer in peers:
+            mine = [cell[peer] for cell in complete if bound in ("all", cell[peer].bound)]
+            if mine:
+                found[bound, peer] = (
+                    report.geometric_mean(row.ratio for row in mine),
+                    report.geometric_mean(row.compress_to_sz3_median for row in mine),
+                    report.geometric_mean(row.decompress_to_sz3_median for row in mine),
+                )
+    return found
+
+
+def parts(rows: Sequence[Speed], peaks: Sequence[Memory]) -> Iterator[str]:
+    """The Markdown report."""
+    if rows:
+        yield (
+            "One thread, interleaved repeats after one warm-up, the whole array as one chunk. `to SZ3`: speed / speed "
+            "of SZ3 INTERP_LORENZO in the same repeat, median (least); above 1 is faster than SZ3. Of a peer with "
+            "several settings the first one runs. Geometric means over the arrays that every peer can code:"
         )
-    yield report.markdown_table(header, table, text_columns=4)
+        table = [
+            [bound, peer, *(f"{mean:.2f}" for mean in three)] for (bound, peer), three in means(rows).items()
+        ]
+        header = ["bound", "peer", "ratio", "compress to SZ3", "decompress to SZ3"]
+        yield report.markdown_table(header, table, text_columns=2)
+        yield (
+            "MB/s of raw bytes: best repeat (median). `verification`: time of decoding and comparing, measured "
+            "apart, / time of encoding, which contains it."
+        )
+        header = ["array", "shape", "bound", "peer", "ratio", "repeats", "compress MB/s", "decompress MB/s"]
+        header += ["compress to SZ3", "decompress to SZ3", "verification"]
+        yield report.markdown_table(header, map(_line, rows), text_columns=4)
     if peaks:
-        yield "## Peak memory"
+        yield "### Peak memory"
         yield (
             "Beyond what the process held before the call (encode: the array; decode: the stream), in "
             "multiples of the array."
         )
-        header = ["field", "shape", "bound", "peer", "encode", "decode"]
+        header = ["array", "shape", "bound", "peer", "encode", "decode"]
         table = [
             [
                 *(peak.field, peak.shape, peak.bound, peak.peer),
@@ -253,65 +309,12 @@ def _parts(rows: Sequence[Speed], peaks: Sequence[Memory], repeats: int) -> Iter
         yield report.markdown_table(header, table, text_columns=4)
 
 
-def _arguments(
-    argv: Sequence[str] | None,
-) -> tuple[argparse.Namespace, Path | None, list[fields.Bound], list[Peer]]:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
-    parser.add_argument("--suite", help="suite.json or its folder, for real fields (default: AESZ_DATA)")
-    parser.add_argument("--shapes", help="of the synthetic fields, e.g. 721x1440,24x181x360 (the default)")
-    parser.add_argument("--bounds", default="1e-2,1e-3,1e-4", help="of the range (abs:VALUE absolute)")
-    parser.add_argument("--peers", default=",".join(FAMILIES), help="families, default %(default)s")
-    parser.add_argument("--efforts", default="default", help="of aesz: fast,default,max")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--no-memory", action="store_true", help="speed only")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    options = parser.parse_args(argv)
-    try:
-        suite = fields.find_suite(options.suite)
-        bounds = [fields.parse_bound(text) for text in options.bounds.split(",")]
-        chosen = select(dict.fromkeys(["sz3", *options.peers.split(",")]), options.efforts.split(","))
-        # Of SZ3 the reference alone; any other peer in every setting.
-        peers = [peer for peer in chosen if peer.name == _REFERENCE or peer.family != "sz3"]
-        if options.shapes:
-            options.shapes = [tuple(int(n) for n in shape.split("x")) for shape in options.shapes.split(",")]
-        if options.repeats < 1:
-            raise ValueError(f"--repeats: found {options.repeats}, expected at least 1")
-    except ValueError as problem:
-        parser.error(str(problem))
-    return options, suite, bounds, peers
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    options, suite, bounds, peers = _arguments(argv)
-    rows: list[Speed] = []
-    peaks: list[Memory] = []
-    for name, values in _arrays(suite, options.shapes or _SYNTHETIC):
-        for bound in bounds:
-            for row in speeds(name, values, bound, peers, options.repeats):
-                rows.append(row)
-                print(
-                    f"{row.field:20} {row.shape:12} {row.bound:6} {row.peer:20} ratio {row.ratio:7.2f}  "
-                    f"MB/s {row.compress_best:6.0f} {row.decompress_best:6.0f}  "
-                    f"to SZ3 {row.compress_to_sz3_median:.2f} {row.decompress_to_sz3_median:.2f}",
-                    flush=True,
-                )
-            if not options.no_memory:
-                for peak in memory(name, values, bound, peers):
-                    peaks.append(peak)
-                    print(
-                        f"{peak.field:20} {peak.shape:12} {peak.bound:6} {peak.peer:20} "
-                        f"peak memory {peak.compress_peak:.2f} {peak.decompress_peak:.2f} x the array",
-                        flush=True,
-                    )
-    options.out.mkdir(parents=True, exist_ok=True)
-    tables = [("speed", Speed, rows)] + ([] if options.no_memory else [("memory", Memory, peaks)])
-    for name, kind, found in tables:
-        columns = [column.name for column in dataclasses.fields(kind)]
-        report.write_csv(options.out / f"{name}.csv", columns, map(dataclasses.astuple, found))
-    report.write_markdown(options.out / "speed.md", _parts(rows, peaks, options.repeats))
-    print(f"\n{options.out / 'speed'}.md")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _line(row: Speed) -> list[object]:
+    return [
+        *(row.field, row.shape, row.bound, row.peer, f"{row.ratio:.2f}", row.repeats),
+        f"{row.compress_best:.0f} ({row.compress_median:.0f})",
+        f"{row.decompress_best:.0f} ({row.decompress_median:.0f})",
+        f"{row.compress_to_sz3_median:.2f} ({row.compress_to_sz3_min:.2f})",
+        f"{row.decompress_to_sz3_median:.2f} ({row.decompress_to_sz3_min:.2f})",
+        f"{row.verification_share:.0%}" if row.verification_share else "",
+    ]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from aesz_codec.codec import AESZ
+from aesz_codec.pipeline import EFFORTS
+from benchmarks.fields import BadArgument
 
 
 @dataclass(frozen=True)
@@ -30,4 +32,6 @@ class Aesz:
 
 def settings(efforts: Sequence[str]) -> list[Aesz]:
     """One instance an effort."""
+    if unknown := [effort for effort in efforts if effort not in EFFORTS]:
+        raise BadArgument(f"effort: found {', '.join(unknown)}, expected some of {', '.join(EFFORTS)}")
     return [Aesz(effort) for effort in efforts]
