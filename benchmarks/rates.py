@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +60,9 @@ class Part:
     coded_bytes: int
 
 
+Choice = Callable[[Cell], Rate | None]
+
+
 # ---- measuring -------------------------------------------------------------------------------------------------
 
 
@@ -107,7 +112,8 @@ def measure(
     tolerance = bound.tolerance(values)
     finite = values[np.isfinite(values)]
     value_range = float(finite.max()) - float(finite.min()) if finite.size else 0.0
-    rates, parts = [], []
+    rates: list[Rate] = []
+    parts: list[Part] = []
     for peer in peers:
         errors = Errors(tolerance)
         streams = []
@@ -203,11 +209,11 @@ class Table:
             default=None,
         )
 
-    def references(self) -> dict[str, Callable[[Cell], Rate | None]]:
+    def references(self) -> dict[str, Choice]:
         """What ours is held against, by heading."""
-        found: dict[str, Callable[[Cell], Rate | None]] = {}
+        found: dict[str, Choice] = {}
         if "sz3" in self.families:
-            found["best sz3"] = lambda cell: self.best(cell, "sz3")
+            found["best sz3"] = functools.partial(self.best, family="sz3")
         if set(self.families) - {"sz3"}:
             found["oracle"] = self.best
         return found
@@ -240,66 +246,54 @@ class Table:
         yield "Largest error / tolerance, and the cells in which a value was out of bound (not counted anywhere)."
         yield self._bound()
 
+    def _pairs(self, first: Choice, second: Choice, cells: Sequence[Cell]) -> dict[Cell, tuple[int, int]]:
+        """Bytes of both choices, in the cells that have both."""
+        both = {cell: (first(cell), second(cell)) for cell in cells}
+        return {cell: (one.coded_bytes, two.coded_bytes) for cell, (one, two) in both.items() if one and two}
+
+    def _of(self, peer: str) -> Choice:
+        return lambda cell: self.cells[cell].get(peer)
+
     def _gains(self) -> str:
         rows = []
-        for name, reference in self.references().items():
-            for group, cells in self.groups.items():
-                for ours in self.ours:
-                    pairs = {}
-                    for cell in cells:
-                        other, mine = reference(cell), self.cells[cell].get(ours)
-                        if other and mine:
-                            pairs[cell] = (other.coded_bytes, mine.coded_bytes)
-                    gains = {cell: theirs / mine for cell, (theirs, mine) in pairs.items()}
-                    if not gains:
-                        continue
-                    least = min(gains, key=gains.__getitem__)
-                    theirs, mine = map(sum, zip(*pairs.values(), strict=True))
-                    rows.append(
-                        [
-                            *(f"{name} / {ours}", group, len(gains)),
-                            *(f"**{report.geometric_mean(gains.values()):.3f}**", f"{theirs / mine:.3f}"),
-                            *(f"{gains[least]:.3f}", ", ".join(least)),
-                            *(sum(gain < limit for gain in gains.values()) for limit in (1, 0.97)),
-                        ]
-                    )
+        for (name, reference), (group, cells), ours in itertools.product(
+            self.references().items(), self.groups.items(), self.ours
+        ):
+            pairs = self._pairs(reference, self._of(ours), cells)
+            if not pairs:
+                continue
+            gains = {cell: theirs / mine for cell, (theirs, mine) in pairs.items()}
+            least = min(gains, key=gains.__getitem__)
+            dataset = sum(theirs for theirs, _ in pairs.values()) / sum(mine for _, mine in pairs.values())
+            rows.append(
+                [
+                    *(f"{name} / {ours}", group, len(gains)),
+                    *(f"**{report.geometric_mean(gains.values()):.3f}**", f"{dataset:.3f}"),
+                    *(f"{gains[least]:.3f}", ", ".join(least)),
+                    *(sum(gain < limit for gain in gains.values()) for limit in (1, 0.97)),
+                ]
+            )
         header = ["bytes", "bound", "cells", "geometric mean", "dataset", "least", "least cell"]
         return report.markdown_table([*header, "below 1", "below 0.97"], rows, text_columns=2)
 
     def _winners(self) -> str:
-        winners = {cell: best for cell in self.cells if (best := self.best(cell))}
-        rows = []
-        for peer in (peer for peer, family in self.peers.items() if family != OURS):
-            won = [
-                sum(cell in winners and winners[cell].peer == peer for cell in cells)
-                for cells in self.groups.values()
-            ]
+        oracle = {cell: rate.peer for cell in self.cells if (rate := self.best(cell))}
+        rows: list[list[object]] = []
+        for peer in self.peers:
+            won = [sum(oracle.get(cell) == peer for cell in cells) for cells in self.groups.values()]
             if any(won):
                 rows.append([peer, *won])
-        groups = list(self.groups)
-        table = report.markdown_table(["oracle", *groups], rows)
+        table = report.markdown_table(["oracle", *self.groups], rows)
         rows = []
-        for family in self.families:
-            best = {cell: rate for cell in self.cells if (rate := self.best(cell, family))}
-            for heading, bytes_of in self._denominators(winners).items():
-                row = []
-                for cells in self.groups.values():
-                    quotients = [
-                        best[cell].coded_bytes / bytes_of(cell)
-                        for cell in cells
-                        if cell in best and bytes_of(cell)
-                    ]
-                    row.append(f"{report.geometric_mean(quotients):.3f}" if quotients else "")
-                rows.append([f"best {family} / {heading}", *row])
-        return table + "\n\n" + report.markdown_table(["bytes", *groups], rows)
-
-    def _denominators(self, winners: dict[Cell, Rate]) -> dict[str, Callable[[Cell], int]]:
-        found: dict[str, Callable[[Cell], int]] = {"oracle": lambda cell: winners[cell].coded_bytes}
-        for ours in self.ours:
-            found[ours] = lambda cell, ours=ours: (
-                rate.coded_bytes if (rate := self.cells[cell].get(ours)) else 0
-            )
-        return found
+        for family, other in itertools.product(self.families, ["oracle", *self.ours]):
+            second = self.best if other == "oracle" else self._of(other)
+            row: list[object] = [f"best {family} / {other}"]
+            for cells in self.groups.values():
+                pairs = self._pairs(functools.partial(self.best, family=family), second, cells)
+                mean = report.geometric_mean(theirs / mine for theirs, mine in pairs.values())
+                row.append(f"{mean:.3f}" if pairs else "")
+            rows.append(row)
+        return table + "\n\n" + report.markdown_table(["bytes", *self.groups], rows)
 
     def _ratios(self) -> str:
         def text(rates: list[Rate | None]) -> str:
