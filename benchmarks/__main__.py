@@ -104,10 +104,11 @@ def _arrays(
 ) -> Iterator[tuple[str, np.ndarray, Sequence[fields.Bound]]]:
     """Of a suite two synthetic fields and three of its own; of files and synthetic fields the chunk in the middle."""
     suite = [field for field in chosen if field.source != fields.SYNTHETIC and field.variable is None]
-    if suite:
+    relative = [bound for bound in suite[0].bounds if bound.mode == "range_rel"] if suite else []
+    if relative:
         for shape in speed.SYNTHETIC_SHAPES:
             field = fields.synthetic_field(shape)
-            yield "synthetic", field.read(dtype), [b for b in suite[0].bounds if b.mode == "range_rel"]
+            yield "synthetic", field.read(dtype), relative
     for field in chosen:
         values = field.read(dtype)
         if field in suite:

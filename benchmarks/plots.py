@@ -48,11 +48,12 @@ def rate_distortion(path: Path, table: Table) -> bool:
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
 
-    bounds = [bound for bound in table.groups if not bound.startswith(("abs", "all"))]
+    bounds = list(dict.fromkeys(bound for _, bound in table.cells))
+    bounds = [bound for bound in bounds if not bound.startswith("abs")] or bounds
     lines: dict[str, list[tuple[float, float]]] = {}
     fields = 0
     for bound in bounds:
-        cells = [chosen for cell in table.groups[bound] if (chosen := _by_line(table, cell))]
+        cells = [chosen for cell in table.cells if cell[1] == bound and (chosen := _by_line(table, cell))]
         fields = max(fields, len(cells))
         for name in cells[0] if cells else ():
             rates = [cell[name] for cell in cells]
@@ -77,6 +78,10 @@ def rate_distortion(path: Path, table: Table) -> bool:
     figure.savefig(path, dpi=140)
     pyplot.close(figure)
     return True
+
+
+def _listed(bounds: Sequence[str]) -> str:
+    return ", ".join(bounds) + ("" if bounds[0].startswith("abs") else " of the range")
 
 
 def _settings(table: Table, family: str) -> int:
@@ -122,10 +127,8 @@ def ratio_speed(path: Path, rows: Sequence[speed.Speed]) -> bool:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("compression ratio (geometric mean, log scale)")
     arrays = len({(row.field, row.shape) for row in rows})
-    shown = ", ".join(bound for bound in bounds if bound != "all")
-    figure.suptitle(
-        f"Ratio and speed, one thread: {arrays} arrays, error bounds {shown} of the range", fontsize=11
-    )
+    shown = _listed([bound for bound in bounds if bound != "all"])
+    figure.suptitle(f"Ratio and speed, one thread: {arrays} arrays, error bounds {shown}", fontsize=11)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     figure.savefig(path, dpi=140)
     pyplot.close(figure)
