@@ -354,10 +354,8 @@ class Table:
 
 def where_the_bits_are(parts: Sequence[Part], rates: Sequence[Rate]) -> Iterator[str]:
     """Markdown: our bytes by section of the stream, by predictor and by field."""
-    values = {(rate.field, rate.bound, rate.peer): rate.values for rate in rates}
-    groups = list(
-        dict.fromkeys((part.peer, part.bound) for part in parts if not part.bound.startswith("abs"))
-    )
+    values = {rate.field: rate.values for rate in rates}
+    groups = list(dict.fromkeys((part.peer, part.bound) for part in parts))
     for kind, text in (
         ("section", "Bytes of a section / all bytes of the bound, over all fields."),
         ("predictor", "The same by the predictor that the encoder chose, and the number of chunks."),
@@ -377,22 +375,19 @@ def where_the_bits_are(parts: Sequence[Part], rates: Sequence[Rate]) -> Iterator
             rows.append([*group, whole, *row])
         yield text
         yield report.markdown_table(["peer", "bound", "bytes", *names], rows, text_columns=2)
-    yield "By field: bits a value, share of all bytes of the bound, share of everything but the section `codes`."
-    rows = []
-    for cell, size in values.items():
-        mine = [
-            part for part in parts if part.kind == "section" and (part.field, part.bound, part.peer) == cell
-        ]
-        if cell[::-1][:2] not in groups or not mine:
-            continue
-        coded = sum(part.coded_bytes for part in mine)
-        whole = sum(
-            part.coded_bytes
-            for part in parts
-            if part.kind == "section" and (part.bound, part.peer) == cell[1:]
-        )
-        rest = sum(part.coded_bytes for part in mine if part.part != "codes")
-        rows.append([*cell, f"{8 * coded / size:.3f}", f"{coded / whole:.1%}", f"{rest / coded:.1%}"])
-    yield report.markdown_table(
-        ["field", "bound", "peer", "bits a value", "share", "not codes"], rows, text_columns=3
+    peers = list(dict.fromkeys(peer for peer, _ in groups))
+    shown = "aesz-default" if "aesz-default" in peers else peers[0]
+    yield (
+        f"By field: bits a value; and of {shown} the share of all bytes of the bound, and the share of a field's bytes "
+        "that are not in the section `codes`."
     )
+    sections = [part for part in parts if part.kind == "section"]
+    rows = []
+    for field, bound in dict.fromkeys((part.field, part.bound) for part in sections):
+        mine = [part for part in sections if (part.field, part.bound) == (field, bound)]
+        coded = {peer: sum(part.coded_bytes for part in mine if part.peer == peer) for peer in peers}
+        rest = sum(part.coded_bytes for part in mine if part.peer == shown and part.part != "codes")
+        whole = sum(part.coded_bytes for part in sections if (part.peer, part.bound) == (shown, bound))
+        bits = [f"{8 * coded[peer] / values[field]:.3f}" for peer in peers]
+        rows.append([field, bound, *bits, f"{coded[shown] / whole:.1%}", f"{rest / coded[shown]:.1%}"])
+    yield report.markdown_table(["field", "bound", *peers, "share", "not codes"], rows, text_columns=2)
