@@ -10,6 +10,7 @@
 #include "exponential.hpp"
 #include "interpolation.hpp"
 #include "labels.hpp"
+#include "local.hpp"
 #include "lossless.hpp"
 #include "range_coder.hpp"
 
@@ -158,6 +159,48 @@ void decode_causal(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask
     decode_with<T, CausalCoder>(causal_plan(out, step, offset), coder, codes, outliers, out, mask);
 }
 
+template <class Array>
+LocalPlan local_plan(const Array& array, double step, double offset) {
+    if (!(step > 0)) throw std::invalid_argument("step out of range");
+    const LocalPlan plan{shape_of(array), step, offset};
+    if (plan.shape.n < 2) throw std::invalid_argument("at least two axes");
+    return plan;
+}
+
+template <class T, class Coder>
+void run_local(const LocalPlan& plan, Chunk<T>& chunk, Coder& coder) {
+    if (plan.shape.n == 2) {
+        LocalCoder<T, Coder, 16>(plan, chunk, coder).run();
+    } else {
+        LocalCoder<T, Coder, 24>(plan, chunk, coder).run();
+    }
+}
+
+template <class T>
+nb::bytes encode_local(Input<T> data, Mask mask, double step, double offset) {
+    const LocalPlan plan = local_plan(data, step, offset);
+    std::vector<T> out(data.size());
+    Chunk<T> chunk{data.data(), out.data(), pointer(mask, data.size()), 0.0, {}};
+    std::vector<uint8_t> codes;
+    {
+        nb::gil_scoped_release release;
+        RangeEncoder encoder;
+        run_local(plan, chunk, encoder);
+        codes = encoder.finish();
+    }
+    return to_bytes(codes.data(), codes.size());
+}
+
+template <class T>
+void decode_local(nb::bytes codes, Output<T> out, Mask mask, double step, double offset) {
+    const LocalPlan plan = local_plan(out, step, offset);
+    Chunk<T> chunk{nullptr, out.data(), pointer(mask, out.size()), 0.0, {}};
+    nb::gil_scoped_release release;
+    RangeDecoder decoder(reinterpret_cast<const uint8_t*>(codes.c_str()), codes.size());
+    run_local(plan, chunk, decoder);
+    check_end(decoder);
+}
+
 struct Box {
     int64_t planes, lines, width;
 };
@@ -256,6 +299,10 @@ void bind_floating(nb::module_& m) {
           nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"));
     m.def("encode_causal", &encode_causal<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"), nb::arg("step"),
           nb::arg("offset"), nb::arg("coder"));
+    m.def("encode_local", &encode_local<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("step"),
+          nb::arg("offset"));
+    m.def("decode_local", &decode_local<T>, nb::arg("codes"), nb::arg("out").noconvert(), nb::arg("mask").none(),
+          nb::arg("step"), nb::arg("offset"));
     m.def("within", &within<T>, nb::arg("original").noconvert(), nb::arg("reconstruction").noconvert(), nb::arg("tolerance"));
     m.def("decode_causal", &decode_causal<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("coder"));

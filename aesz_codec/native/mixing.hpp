@@ -1,0 +1,90 @@
+// Binary decisions that mix what several contexts expect.  docs/format.md, section 7.  Integers only.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include "models.hpp"
+
+namespace aesz {
+
+constexpr int kContexts = 7;  // and a constant
+constexpr int kMixInputs = kContexts + 1;
+
+// Weights in 1/65536.  They wrap around rather than overflow; in use they saturate at 8.
+struct alignas(16) MixWeights {
+    static constexpr int32_t kStart = 65536 / kContexts + 65536 / (3 * kContexts);
+    int32_t weight[kMixInputs];
+    MixWeights() {
+        for (int32_t& w : weight) w = kStart;
+        weight[kContexts] = 0;
+    }
+};
+
+#if defined(__SSE2__)
+struct MixInputs {
+    __m128i logit;
+    explicit MixInputs(const int16_t (&l)[kContexts]) : logit(_mm_set_epi16(256, l[6], l[5], l[4], l[3], l[2], l[1], l[0])) {}
+    int32_t sum(const MixWeights& mix) const {
+        const auto* w = reinterpret_cast<const __m128i*>(mix.weight);
+        const __m128i rounded = _mm_packs_epi32(_mm_srai_epi32(_mm_load_si128(w), 4), _mm_srai_epi32(_mm_load_si128(w + 1), 4));
+        __m128i s = _mm_madd_epi16(rounded, logit);
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+        return _mm_cvtsi128_si32(s);
+    }
+    // weight += (3 * logit * error + 2^15) >> 16
+    void learn(MixWeights& mix, int16_t error) const {
+        auto* w = reinterpret_cast<__m128i*>(mix.weight);
+        const __m128i e = _mm_set1_epi16(error), low = _mm_mullo_epi16(logit, e), high = _mm_mulhi_epi16(logit, e);
+        const auto step = [](__m128i product) {
+            const __m128i three = _mm_add_epi32(product, _mm_add_epi32(product, product));
+            return _mm_srai_epi32(_mm_add_epi32(three, _mm_set1_epi32(1 << 15)), 16);
+        };
+        _mm_store_si128(w, _mm_add_epi32(_mm_load_si128(w), step(_mm_unpacklo_epi16(low, high))));
+        _mm_store_si128(w + 1, _mm_add_epi32(_mm_load_si128(w + 1), step(_mm_unpackhi_epi16(low, high))));
+    }
+};
+#else
+struct MixInputs {
+    int32_t logit[kMixInputs];
+    explicit MixInputs(const int16_t (&l)[kContexts]) {
+        for (int i = 0; i < kContexts; ++i) logit[i] = l[i];
+        logit[kContexts] = 256;
+    }
+    int32_t sum(const MixWeights& mix) const {
+        int32_t s = 0;
+        for (int i = 0; i < kMixInputs; ++i) {
+            const int32_t w = mix.weight[i] >> 4;
+            s += (w < -32768 ? -32768 : w > 32767 ? 32767 : w) * logit[i];
+        }
+        return s;
+    }
+    void learn(MixWeights& mix, int16_t error) const {
+        for (int i = 0; i < kMixInputs; ++i)
+            mix.weight[i] = static_cast<int32_t>(static_cast<uint32_t>(mix.weight[i]) +
+                                                 static_cast<uint32_t>((3 * (logit[i] * error) + (1 << 15)) >> 16));
+    }
+};
+#endif
+
+// Codes a decision; its models are `table[i][node]`.
+template <class Coder>
+inline int code_decision(Coder& coder, Bit* const (&table)[kContexts], int node, MixWeights& mix, int value) {
+    int16_t logit[kContexts];
+    for (int i = 0; i < kContexts; ++i) logit[i] = kLogistic.stretch[table[i][node].state >> 20];
+    const MixInputs inputs(logit);
+    int32_t sum = inputs.sum(mix) >> 12;
+    sum = sum < -2047 ? -2047 : sum > 2047 ? 2047 : sum;
+    int32_t p = kLogistic.squash[static_cast<std::size_t>(sum + 2048)];
+    p = p < 16 ? 16 : p > 65520 ? 65520 : p;
+    value = coder.bit(value, static_cast<uint32_t>(p));
+    inputs.learn(mix, static_cast<int16_t>(((value ? 65536 : 0) - p) >> 1));
+    for (int i = 0; i < kContexts; ++i) table[i][node].update(value);
+    return value;
+}
+
+}  // namespace aesz
