@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
+from . import _core, lattice
 from .bounds import ErrorBound, check_dtype, violations
 from .errors import CorruptStreamError, ErrorBoundViolation
 from .predictors import PREDICTORS, Floats, Mask, Predictor, Quantizer, predictor_of
@@ -123,13 +123,15 @@ def encode(
     if not region.size:
         blank.method = Method.CONSTANT
         return _verified(blank, original, ErrorBound("lossless"))
-    if bound.mode != "lossless" and original.dtype != np.float16:
+    if (bound.mode != "lossless" or original.dtype.kind == "f") and original.dtype != np.float16:
         lossy = _Lossy.prepare(region, bound, blank)
         if lossy is not None:
             kept, stream = lossy.bound, lossy.coded(effort)
             del lossy  # its values need not be held while the stream is decoded
             coded = stream.to_bytes()
-            if 2 * len(coded) > region.nbytes:  # hardly smaller: exact bits may cost less
+            if (
+                kept.value is None or 2 * len(coded) > region.nbytes
+            ):  # hardly smaller: exact bits may cost less
                 exact = _coded_exactly(region, blank)
                 exact_bytes = exact.to_bytes()
                 if len(exact_bytes) < len(coded):
@@ -231,7 +233,10 @@ class _Lossy:
 
     @classmethod
     def prepare(cls, region: Array, bound: ErrorBound, blank: Stream) -> _Lossy | None:
-        """Separate special values, resolve the bound, transform; None if only exact bits will do."""
+        """Separate special values, resolve the bound, transform; None if only exact bits will do.
+
+        Exact bits may do in the closed loop as well, if the values lie on a lattice.
+        """
         integer = region.dtype.kind in "iu"
         sections = dict(blank.sections)
         labels, specials = _special_values(region, zero=bound.mode == "pw_rel")
@@ -240,13 +245,17 @@ class _Lossy:
             return None
         low, high = ordinary.min(), ordinary.max()
         bound = bound.resolve(low.item(), high.item())
-        if bound.value is None:
+        if bound.value is None and integer:
             return None
-        tolerance, transform = bound.value, Transform.NONE
+        tolerance, transform = bound.value or 0.0, Transform.NONE
         if labels is not None:
             head = Writer().pack("B", len(specials)).raw(_little_endian(specials)).done()
             sections[Section.LABELS] = head + _core.encode_labels(labels.reshape(_folded(region.shape)))
+        values: Array = region
+        snapped = None
+        mask = None if labels is None else (labels != 0).view(np.uint8).reshape(_folded(region.shape))
         if bound.mode == "pw_rel":
+            assert bound.value is not None
             transform = Transform.LOGARITHM
             negative = region < 0
             if labels is not None:
@@ -269,14 +278,18 @@ class _Lossy:
             values = region.astype(np.float64)
             tolerance = math.floor(tolerance) + _INTEGER_SLACK
         else:
-            values = region
-        peak = max(abs(float(low)), abs(float(high)))
-        half_ulp = float(np.spacing(values.dtype.type(peak / 2)))
-        if not tolerance > half_ulp or not math.isfinite(2 * tolerance):
-            return None
-        slack = half_ulp if 4 * half_ulp < tolerance else 0.0
+            snapped = lattice.find(region.reshape(_folded(region.shape)), mask, tolerance)
+        if snapped is not None:
+            transform, values, step = Transform.LATTICE, snapped.values, snapped.step
+            tolerance = snapped.tolerance
+            sections[Section.LATTICE] = snapped.lattice.pack()
+        else:
+            peak = max(abs(float(low)), abs(float(high)))
+            half_ulp = float(np.spacing(values.dtype.type(peak / 2)))
+            if not tolerance > half_ulp or not math.isfinite(2 * tolerance):
+                return None
+            step = 2 * (tolerance - (half_ulp if 4 * half_ulp < tolerance else 0.0))
         values = values.reshape(_folded(region.shape))
-        mask = None if labels is None else (labels != 0).view(np.uint8).reshape(values.shape)
         first = 0 if mask is None else int(np.argmin(mask.reshape(-1)))
         offset = float(values.reshape(-1)[first])
         stream = Stream(
@@ -284,13 +297,13 @@ class _Lossy:
             blank.shape,
             blank.mode,
             blank.bound,
-            bound.value,
+            bound.value or 0.0,
             Method.CONSTANT,
             transform,
             blank.flags,
             sections,
         )
-        return cls(stream, bound, values, mask, Quantizer(tolerance, 2 * (tolerance - slack), offset))
+        return cls(stream, bound, values, mask, Quantizer(tolerance, step, offset))
 
     def coded(self, effort: str) -> Stream:
         """Choose the predictor by bytes and code the region with it."""
@@ -549,14 +562,28 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes) -> Arr
         raise corrupt("plan", "as many frame axes as there are axes", f"fewer than {len(folded)}")
     labels, specials = _labels(stream, folded)
     mask = None if labels is None else (labels != 0).view(np.uint8)
-    values: Floats = np.empty(folded, stream.dtype if direct else np.float64)
+    on_lattice = _lattice(stream, folded)
+    values: Floats = np.empty(
+        folded, stream.dtype if direct else np.float64 if on_lattice is None else np.float32
+    )
     outliers = stream.sections.get(Section.OUTLIERS, b"")
     predictor.decode(codes, _native(outliers, values.dtype), values, mask, step, offset)
-    region = _transformed_back(values, stream, folded)
+    if on_lattice is not None:
+        region = on_lattice.to_values(cast("npt.NDArray[np.float32]", values), stream.dtype)
+    else:
+        region = _transformed_back(values, stream, folded)
     if labels is not None:
         for i, special in enumerate(specials, start=1):
             region[labels == i] = special
     return region.reshape(shape)
+
+
+def _lattice(stream: Stream, folded: tuple[int, ...]) -> lattice.Lattice | None:
+    if stream.transform is not Transform.LATTICE:
+        return None
+    if stream.dtype not in (np.float32, np.float64):
+        raise corrupt("transform", "lattice", f"another for {stream.dtype}")
+    return lattice.Lattice.unpack(stream.sections.get(Section.LATTICE, b""), folded)
 
 
 def _labels(stream: Stream, folded: tuple[int, ...]) -> tuple[npt.NDArray[np.uint8] | None, Array]:
@@ -628,6 +655,8 @@ def describe(stream: bytes | memoryview) -> StreamInfo:
         plan = Reader(parsed.sections.get(Section.PLAN, b""), "plan")
         predictor, step, _ = predictor_of(parsed.method).unpack(plan)
         parameters = {**predictor.describe(), "step": step}
+        if parsed.transform is Transform.LATTICE:
+            parameters |= lattice.described(parsed.sections.get(Section.LATTICE, b""), step)
     if parsed.transform is not Transform.NONE:
         parameters["transform"] = parsed.transform.name.lower()
     if Section.CROP in parsed.sections:

@@ -16,7 +16,7 @@ from .errors import CorruptStreamError, TruncatedStreamError, UnsupportedFormatE
 __all__ = ["FORMAT_VERSION", "Coder", "Method", "Reader", "Section", "Stream", "Transform", "Writer"]
 
 MAGIC = b"AESZ"
-FORMAT_VERSION = (1, 0)
+FORMAT_VERSION = (1, 1)  # the newest that is read; a stream is marked with the least that has what it uses
 MODES = ("lossless", "abs", "range_rel", "pw_rel")  # by their number in the format
 DTYPES = tuple(
     np.dtype(name)
@@ -45,6 +45,7 @@ class Transform(IntEnum):
     NONE = 0
     LOGARITHM = 1
     INTEGER = 2
+    LATTICE = 3
 
 
 class Coder(IntEnum):
@@ -66,6 +67,10 @@ class Section(IntEnum):
     CODES = 5
     OUTLIERS = 6
     CORRECTIONS = 7
+    LATTICE = 8
+
+
+_COUNTS = {0: (3, 7), 1: (4, 8)}  # transforms and section tags by minor version
 
 
 class Writer:
@@ -201,7 +206,7 @@ class Stream:
 
     def to_bytes(self) -> bytes:
         """Serialize; a section is zstd-coded where that is smaller."""
-        header = Writer().raw(MAGIC).pack("BB", *FORMAT_VERSION)
+        header = Writer().raw(MAGIC).pack("BB", 1, self.transform is Transform.LATTICE)
         header.pack("BBB", self.flags, DTYPES.index(self.dtype), MODES.index(self.mode))
         header.pack("BBB", self.method, self.transform, len(self.shape))
         for n in self.shape:
@@ -268,7 +273,8 @@ class Stream:
         known("dtype", dtype, len(DTYPES))
         known("mode", mode, len(MODES))
         known("method", method, len(Method))
-        known("transform", transform, len(Transform))
+        transforms, tags = _COUNTS[min(minor, FORMAT_VERSION[1])]
+        known("transform", transform, transforms)
         stream = cls(
             dtype=DTYPES[dtype],
             shape=shape,
@@ -285,7 +291,7 @@ class Stream:
         limit = stream.size * stream.dtype.itemsize + (1 << 16)
         previous = 0
         for tag, coding, stored, expanded in table:
-            known("section tag", tag - 1, len(Section))
+            known("section tag", tag - 1, tags)
             known("section coding", coding, 2)
             if tag <= previous:
                 raise corrupt("section tag", str(tag), f"above {previous}")

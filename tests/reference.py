@@ -19,8 +19,8 @@ from numcodecs.zstd import Zstd
 
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 CONSTANT, INTERPOLATION, CAUSAL, LOSSLESS, BYTES = range(5)
-NO_TRANSFORM, LOGARITHM, INTEGER = range(3)
-CROP, LABELS, SIGNS, PLAN, CODES, OUTLIERS, CORRECTIONS = range(1, 8)
+NO_TRANSFORM, LOGARITHM, INTEGER, LATTICE = range(4)
+CROP, LABELS, SIGNS, PLAN, CODES, OUTLIERS, CORRECTIONS, LATTICE_SECTION = range(1, 9)
 MASK = 2**64 - 1
 OUTLIER = 2**31  # stands for the code of an outlier
 
@@ -79,10 +79,11 @@ def decode(stream: bytes) -> np.ndarray:
     """Decode one stream: C order, native byte order."""
     head = Bytes(bytes(stream))
     require(head.take(4) == b"AESZ", "magic")
-    major, _minor, flags, dtype_code, mode, method, transform, ndim = head.take(8)
+    major, minor, flags, dtype_code, mode, method, transform, ndim = head.take(8)
     require(major == 1, "major version")
-    known = flags < 4 and dtype_code < 11 and mode < 4 and method < 5 and transform < 3 and ndim <= 32
-    require(known, "header")
+    known = flags < 4 and dtype_code < 11 and mode < 4 and method < 5 and ndim <= 32
+    require(known and transform < (4 if minor else 3), "header")
+    last_tag = LATTICE_SECTION if minor else CORRECTIONS
     dtype = np.dtype(DTYPES[dtype_code]).newbyteorder("<")
     shape = tuple(head.varint() for _ in range(ndim))
     require(math.prod(n for n in shape if n) * dtype.itemsize < 2**63, "shape")
@@ -91,7 +92,7 @@ def decode(stream: bytes) -> np.ndarray:
     for _ in range(head.u8()):
         tag, coding, stored = head.u8(), head.u8(), head.varint()
         require(not table or tag > table[-1][0], "tags rise")
-        require(CROP <= tag <= CORRECTIONS and coding < 2, "section")
+        require(CROP <= tag <= last_tag and coding < 2, "section")
         table.append((tag, coding, stored, head.varint() if coding else stored))
     checksum = zlib.crc32(head.data[: head.at])
     require(head.u32() == checksum, "header checksum")
@@ -178,7 +179,10 @@ def _region(
         special = [cursor.take(dtype.itemsize) for _ in range(k)]
         labels = decode_labels(cursor.data[cursor.at :], shape)
         require(max(labels) <= k, "label")
-    kind = np.dtype("<f4") if dtype == np.dtype("<f4") and transform == NO_TRANSFORM else np.dtype("<f8")
+    require(transform != LATTICE or dtype.itemsize > 2, "transform")
+    single = transform == LATTICE or (dtype == np.dtype("<f4") and transform == NO_TRANSFORM)
+    kind = np.dtype("<f4") if single else np.dtype("<f8")
+    points = Lattice(sections.get(LATTICE_SECTION, b""), shape) if transform == LATTICE else None
     outliers = sections.get(OUTLIERS, b"")
     require(len(outliers) % kind.itemsize == 0, "outliers")
     loop = ClosedLoop(kind, shape, labels, codes, np.frombuffer(outliers, kind))
@@ -189,6 +193,10 @@ def _region(
         signs = decode_labels(sections[SIGNS], shape) if SIGNS in sections else [0] * count
         powers = [-exp2(v) if sign == 1 else exp2(v) for v, sign in zip(result.tolist(), signs, strict=True)]
         result = np.array(powers, np.float64).astype(dtype)
+    elif points is not None:
+        result = np.array([points.value(v, at) for at, v in enumerate(result.tolist())], np.float64).astype(
+            dtype
+        )
     elif transform == INTEGER:
         result = np.array([to_integer(v, dtype) for v in result.tolist()], dtype)
     bits = result.view(f"V{dtype.itemsize}")
@@ -855,3 +863,25 @@ def to_integer(v: float, dtype: np.dtype) -> int:
     if largest > info.max:  # 64 bits: the next binary64 inside
         largest = math.nextafter(largest, 0.0)
     return round(clamp(v, float(info.min), largest))
+
+
+class Lattice:
+    """The section `lattice` of a region of this folded shape."""
+
+    def __init__(self, section: bytes, shape: tuple[int, ...]) -> None:
+        cursor = Bytes(section)
+        self.origin, self.unit, self.bits = cursor.f64(), cursor.f64(), cursor.u8()
+        require(math.isfinite(self.origin) and math.isfinite(self.unit) and self.unit > 0, "origin and unit")
+        require(self.bits <= 16, "bits")
+        self.frame = math.prod(shape[-2:])
+        self.shifts = [cursor.varint() for _ in range(math.prod(shape[:-2]))] if self.bits else []
+        require(all(shift < 2**self.bits for shift in self.shifts), "shift")
+        cursor.end()
+
+    def value(self, v: float, at: int) -> float:
+        """The value, not yet rounded to the dtype, that `v` at this place stands for."""
+        v = 12582912.0 if math.isnan(v) else v
+        k = float(round(clamp(v - 12582912.0, -(2.0**22), 2.0**22)))
+        if self.shifts:
+            k += self.shifts[at // self.frame] / 2**self.bits
+        return self.origin + self.unit * k

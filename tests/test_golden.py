@@ -15,7 +15,7 @@ from aesz_codec import errors, pipeline
 from aesz_codec.stream import DTYPES, Method, Section, Stream, Transform
 
 GOLDEN = Path(__file__).with_name("golden")
-VERSIONS = ("1.0",)
+VERSIONS = ("1.0", "1.1")
 ACCEPTED = {
     f"{version}/{name}": expected
     for version in VERSIONS

@@ -1,8 +1,8 @@
 """Write the golden streams: ``python tests/golden/make_golden.py [--force]``.
 
-``1.0/`` holds streams of that format version and ``1.0/index.json`` what they decode to; ``reject/`` holds streams that must
-fail and the name of the error.  Files that are there stay as they are: a released stream is decoded forever.  ``--force``
-writes everything anew, which is right only for a format that was never released.
+``1.0/`` and ``1.1/`` hold streams of those format versions and ``index.json`` what they decode to; ``reject/`` holds streams
+that must fail and the name of the error.  Files that are there stay as they are: a released stream is decoded forever.
+``--force`` writes everything anew, which is right only for a format that was never released.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ import zstandard
 from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.errors import CorruptStreamError
+from aesz_codec.lattice import Lattice
 from aesz_codec.predictors import Causal, Interpolation, Predictor, Quantizer
-from aesz_codec.stream import FORMAT_VERSION, Coder, Method, Section, Stream, Transform, Writer
+from aesz_codec.stream import Coder, Method, Section, Stream, Transform, Writer
 
 HERE = Path(__file__).parent
 LARGEST = 2000  # bytes of a golden stream
@@ -99,11 +100,27 @@ def resealed(stream: bytes, at: int, change: bytes) -> bytes:
     return header + struct.pack("<I", zlib.crc32(header)) + rest
 
 
+def on_lattice(
+    predictor: Predictor,
+    k: np.ndarray,
+    lattice: Lattice,
+    units: int = 0,
+    dtype: str = "float32",
+    **choices: Any,
+) -> Stream:
+    """Return a stream of transform 3 for these integers; the loop may leave `units` of error."""
+    step = (2 * units + 1) * (1 - 2.0**-20)
+    loop = (k + 3 * 2.0**22).astype("f4")
+    stream = forced(predictor, loop, step, dtype=dtype, transform=Transform.LATTICE, **choices)
+    stream.sections[Section.LATTICE] = lattice.pack()
+    return stream
+
+
 # ---- streams that decode
 
 
 def accepted() -> Iterator[tuple[str, bytes]]:
-    """Yield names and streams, one feature each."""
+    """Yield names and streams of format 1.0, one feature each."""
     yield from _written_by_the_encoder()
     yield from _interpolations()
     yield from _causals()
@@ -228,6 +245,43 @@ def _transforms() -> Iterator[tuple[str, bytes]]:
         yield f"logarithm_{name}", stream.to_bytes()
 
 
+def accepted_1_1() -> Iterator[tuple[str, bytes]]:
+    """Yield names and streams of format 1.1: the lattice."""
+    k = np.rint(field(4, 9, 13, noise=32) * 8)
+    for name in ("float32", "float64"):
+        tenths = Lattice(273.15, 0.1)
+        yield f"lattice_causal_{name}", on_lattice(Causal(), k, tenths, dtype=name).to_bytes()
+        yield (
+            f"lattice_interpolation_{name}",
+            on_lattice(Interpolation(coder=Coder.ADAPTIVE_ZEROS), k, tenths, 2, name).to_bytes(),
+        )
+    frames = Lattice(1e5, 0.25, 3, (0, 7, 4, 1))
+    yield "lattice_frames", on_lattice(Causal(), k, frames).to_bytes()
+    yield "lattice_frames_reference", on_lattice(Interpolation(1, reference=True), k, frames, 1).to_bytes()
+    yield "lattice_one_frame", on_lattice(Causal(), k[0], Lattice(-1.0, 1 / 3, 16, (54321,)), 3).to_bytes()
+    yield "lattice_line", on_lattice(Causal(), k[0, 0], Lattice(0.5, 0.125, 1, (1,))).to_bytes()
+    folded = on_lattice(
+        Causal(), k[..., None, :].reshape(2, 2, 9, 13), Lattice(0.0, 0.5, 9, (1, 200, 300, 511))
+    )
+    folded.shape = (1, 2, 1, 2, 9, 13)
+    yield "lattice_frames_of_two_axes", folded.to_bytes()
+    labels = (uniform(4, 9, 13, multiplier=69069) < 0.25).astype(np.uint8)
+    yield "lattice_labels", on_lattice(Causal(), k, frames, labels=labels).to_bytes()
+    far = k.copy()
+    far[0, 0, 0], far[1, 2, 3], far[2, 3, 4], far[3, 8, 12] = 1e30, -1e30, 2.0**22 + 5, -(2.0**22) - 5
+    yield "lattice_beyond", on_lattice(Causal(), far, frames).to_bytes()
+    yield "lattice_wide", on_lattice(Causal(), k, Lattice(1e308, 1e308), dtype="float64").to_bytes()
+    yield "lattice_between", on_lattice(Causal(), k + 0.3, Lattice(0.0, 1.0), 2).to_bytes()
+    grib = (250.6875 + np.rint(field(5, 20, 21) * 512) / 512).astype("f4")
+    yield "lattice_of_the_encoder", pipeline.encode(grib, ErrorBound("abs", 0.002))
+    grib[1] += 1 / 2048
+    grib[3] -= 1 / 1024
+    yield "lattice_lossless", pipeline.encode(grib[2:], LOSSLESS)
+    whole = np.rint(field(30, 40, noise=1))
+    whole[2, 30:], whole[5, 5] = np.nan, -0.0
+    yield "lattice_corrected", pipeline.encode(whole, LOSSLESS)
+
+
 def _exact() -> Iterator[tuple[str, bytes]]:
     for name in (
         "float16",
@@ -284,13 +338,11 @@ def rejected() -> Iterator[tuple[str, str, bytes]]:
     fields = {"flags": (6, 4), "dtype": (7, 11), "mode": (8, 4), "method": (9, 5), "transform": (10, 3)}
     table = header - 2 * 3  # two stored sections of less than 128 bytes
     fields |= {"tag": (table + 3, 8), "coding": (table + 1, 2)}
+    later = resealed(whole, 5, b"\xff")
     for name, (at, value) in fields.items():
-        if name == "coding":
-            content = bytes([value, whole[at + 1]])
-        else:
-            content = bytes([value])
-        yield f"unknown_{name}", corrupt, resealed(whole, at, content)
-        later = resealed(whole, 5, b"\x01")
+        length = whole[at + 1 : at + 2] if name == "coding" else b""
+        yield f"unknown_{name}", corrupt, resealed(whole, at, bytes([value]) + length)
+        content = bytes([200]) + length  # no version to come is likely to know it
         yield f"unknown_{name}_of_a_later_minor", unsupported, resealed(later, at, content)
     yield "tag_0", corrupt, resealed(whole, table, b"\x00")
     yield "tags_fall", corrupt, resealed(whole, table, b"\x06")
@@ -394,10 +446,35 @@ def _rejected_streams(sound: Stream) -> Iterator[tuple[str, bytes]]:
         ("float16", Transform.NONE),
         ("float32", Transform.INTEGER),
         ("int16", Transform.LOGARITHM),
+        ("float16", Transform.LATTICE),
+        ("int16", Transform.LATTICE),
     ):
         other = _with(sound, Section.PLAN, sound.sections[Section.PLAN])
         other.dtype, other.transform = np.dtype(dtype), transform
         yield f"transform_{transform.name.lower()}_of_{dtype}", other.to_bytes()
+
+    k = np.rint(field(3, 5, 6) * 8)
+    points = on_lattice(Causal(), k, Lattice(0.0, 0.5))
+    for name, section in {
+        "missing": None,
+        "cut": struct.pack("<dd", 0.0, 0.5),
+        "left_over": struct.pack("<ddBB", 0.0, 0.5, 0, 0),
+        "origin_nan": struct.pack("<ddB", float("nan"), 0.5, 0),
+        "origin_infinite": struct.pack("<ddB", float("inf"), 0.5, 0),
+        "unit_0": struct.pack("<ddB", 0.0, 0.0, 0),
+        "unit_negative": struct.pack("<ddB", 0.0, -0.5, 0),
+        "unit_nan": struct.pack("<ddB", 0.0, float("nan"), 0),
+        "unit_infinite": struct.pack("<ddB", 0.0, float("inf"), 0),
+        "bits_17": struct.pack("<ddB3B", 0.0, 0.5, 17, 0, 0, 0),
+        "shifts_missing": struct.pack("<ddB", 0.0, 0.5, 2),
+        "shifts_too_few": struct.pack("<ddB2B", 0.0, 0.5, 2, 1, 1),
+        "shifts_too_many": struct.pack("<ddB4B", 0.0, 0.5, 2, 1, 1, 1, 1),
+        "shift_too_large": struct.pack("<ddB3B", 0.0, 0.5, 2, 1, 4, 1),
+    }.items():
+        yield f"lattice_{name}", _with(points, Section.LATTICE, section).to_bytes()
+    marked = points.to_bytes()
+    yield "lattice_in_1_0", resealed(marked, 5, b"\x00")
+    yield "unknown_transform_of_1_1", resealed(marked, 10, b"\x04")
 
     constant = Stream(np.dtype("f4"), (5,), "abs", 0.25, 0, Method.CONSTANT)
     yield "constant_with_values", constant.to_bytes()
@@ -486,8 +563,9 @@ def main() -> None:
     parser.add_argument("--force", action="store_true", help="write everything anew: only before a release")
     force = parser.parse_args().force
     reference = reference_decoder()
-    good = {name: (stream, expectation(stream, reference)) for name, stream in accepted()}
-    write(HERE / "{}.{}".format(*FORMAT_VERSION), good, force)
+    for version, streams in (("1.0", accepted()), ("1.1", accepted_1_1())):
+        good = {name: (stream, expectation(stream, reference)) for name, stream in streams}
+        write(HERE / version, good, force)
     write(HERE / "reject", {name: (stream, error) for name, error, stream in rejected()}, force)
 
 

@@ -61,6 +61,7 @@ def samples() -> dict[str, bytes]:
     signed = waves(8, 9, noise=0.1)
     signed[2, 2:5] = 0
     counts = np.round(waves(9, 8, dtype="f8") * 40).astype("i4")
+    packed = np.array([0.25, 0.3125, 0.375], "f4")[:, None, None]  # an origin for every frame
     frames = waves(1, 7, 8) + rng.standard_normal((5, 7, 8)).astype("f4") * 0.01
 
     def encode(array: np.ndarray, mode: str, value: float | None = None, effort: str = "default") -> bytes:
@@ -81,6 +82,8 @@ def samples() -> dict[str, bytes]:
         "lossless-i2": encode(np.round(waves(5, 6, 4) * 100).astype("i2"), "lossless"),
         "lossless-f4": encode(waves(9, 8), "lossless"),
         "lossless-f8": encode(waves(7, 6, dtype="f8"), "lossless"),
+        "lattice": encode(np.round(waves(9, 8) * 50) / 4, "abs", 0.3),
+        "lattice-frames": encode(np.round(waves(3, 8, 9) * 50) / 8 + packed, "lossless"),
         "float16": encode(waves(6, 8, dtype="f2"), "abs", 0.5),
         "bytes": encode(np.tile(rng.standard_normal(4), 30).astype("f4"), "lossless"),
         "line": forced(waves(40, noise=0.1), 0.05, Interpolation()),

@@ -471,14 +471,19 @@ def test_newer_formats_say_so() -> None:
         rejected(assembled(shape=(9, 11), version=(major, 0), sections=[plan, codes]), UnsupportedFormatError)
     assert survives(assembled(shape=(9, 11), version=(1, 9), sections=[plan, codes]), "minor") is not None
     newer = (
-        assembled(shape=(9, 11), version=(1, 9), sections=[plan, codes, (8, 0, 0, None, b"")]),
+        assembled(shape=(9, 11), version=(1, 9), sections=[plan, codes, (9, 0, 0, None, b"")]),
         assembled(shape=(9, 11), version=(1, 9), method=5, sections=[plan, codes]),
-        assembled(shape=(9, 11), version=(1, 9), transform=3, sections=[plan, codes]),
+        assembled(shape=(9, 11), version=(1, 9), transform=4, sections=[plan, codes]),
         assembled(shape=(9, 11), version=(1, 9), flags=4, sections=[plan, codes]),
     )
     for data in newer:
         rejected(data, UnsupportedFormatError)
         rejected(data[:5] + b"\0" + data[6:])  # in 1.0 they are damage
+    lattice = (8, 0, 17, None, bytes(14) + b"\xf0\x3f\0")  # origin 0, unit 1
+    for transform, sections in ((3, [plan, codes, lattice]), (0, [plan, codes, lattice])):
+        data = assembled(shape=(9, 11), version=(1, 1), transform=transform, sections=sections)
+        assert survives(data, "1.1") is not None
+        rejected(data[:5] + b"\0" + data[6:])  # of 1.1, and not marked with it
 
 
 # ---- bombs -------------------------------------------------------------------------------------------------
