@@ -392,7 +392,10 @@ def _smallest(
 
     def attempt(candidate: Predictor) -> None:
         nonlocal best
-        codes, outliers = candidate.encode(sample, sample_mask, quantizer if whole else trial)
+        try:
+            codes, outliers = candidate.encode(sample, sample_mask, quantizer if whole else trial)
+        except OverflowError:
+            return
         size = len(codes) + len(outliers)
         if best is None or size < best[0]:
             best = size, candidate, codes, outliers

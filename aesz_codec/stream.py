@@ -37,6 +37,7 @@ class Method(IntEnum):
     CAUSAL = 2
     LOSSLESS = 3
     BYTES = 4
+    LOCAL = 5
 
 
 class Transform(IntEnum):
@@ -70,7 +71,7 @@ class Section(IntEnum):
     LATTICE = 8
 
 
-_COUNTS = {0: (3, 7), 1: (4, 8)}  # transforms and section tags by minor version
+_COUNTS = {0: (5, 3, 7), 1: (6, 4, 8)}  # methods, transforms and section tags by minor version
 
 
 class Writer:
@@ -196,6 +197,7 @@ class Stream:
     flags: int = 0
     sections: dict[Section, bytes] = field(default_factory=dict)
     stored: dict[Section, int] = field(default_factory=dict)
+    coder: Coder = Coder.ADAPTIVE
     version: tuple[int, int] = FORMAT_VERSION
     overhead: int = 0
 
@@ -204,9 +206,15 @@ class Stream:
         """Number of values."""
         return math.prod(self.shape)
 
+    @property
+    def minor(self) -> int:
+        """The least minor version that has what the stream uses."""
+        newer = self.transform is Transform.LATTICE or self.method is Method.LOCAL or self.coder > 1
+        return int(newer)
+
     def to_bytes(self) -> bytes:
         """Serialize; a section is zstd-coded where that is smaller."""
-        header = Writer().raw(MAGIC).pack("BB", 1, self.transform is Transform.LATTICE)
+        header = Writer().raw(MAGIC).pack("BB", 1, self.minor)
         header.pack("BBB", self.flags, DTYPES.index(self.dtype), MODES.index(self.mode))
         header.pack("BBB", self.method, self.transform, len(self.shape))
         for n in self.shape:
@@ -272,8 +280,8 @@ class Stream:
         known("flags", flags, 4)
         known("dtype", dtype, len(DTYPES))
         known("mode", mode, len(MODES))
-        known("method", method, len(Method))
-        transforms, tags = _COUNTS[min(minor, FORMAT_VERSION[1])]
+        methods, transforms, tags = _COUNTS[min(minor, FORMAT_VERSION[1])]
+        known("method", method, methods)
         known("transform", transform, transforms)
         stream = cls(
             dtype=DTYPES[dtype],

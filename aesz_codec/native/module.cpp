@@ -176,8 +176,9 @@ void run_local(const LocalPlan& plan, Chunk<T>& chunk, Coder& coder) {
     }
 }
 
+// Raises OverflowError if the values are no good for it: too many steps between them, or too many rounded out of bound.
 template <class T>
-nb::bytes encode_local(Input<T> data, Mask mask, double step, double offset) {
+nb::bytes encode_local(Input<T> data, Mask mask, double tolerance, double step, double offset) {
     const LocalPlan plan = local_plan(data, step, offset);
     std::vector<T> out(data.size());
     Chunk<T> chunk{data.data(), out.data(), pointer(mask, data.size()), 0.0, {}};
@@ -187,6 +188,11 @@ nb::bytes encode_local(Input<T> data, Mask mask, double step, double offset) {
         RangeEncoder encoder;
         run_local(plan, chunk, encoder);
         codes = encoder.finish();
+        std::size_t outside = 0;
+        for (std::size_t i = 0; i < data.size(); ++i)
+            if (!(chunk.mask && chunk.mask[i]))
+                outside += !(std::abs(static_cast<double>(chunk.data[i]) - static_cast<double>(out[i])) <= tolerance);
+        if (outside > data.size() / 1024) throw std::overflow_error("too many values out of bound");
     }
     return to_bytes(codes.data(), codes.size());
 }
@@ -299,8 +305,8 @@ void bind_floating(nb::module_& m) {
           nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"));
     m.def("encode_causal", &encode_causal<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"), nb::arg("step"),
           nb::arg("offset"), nb::arg("coder"));
-    m.def("encode_local", &encode_local<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("step"),
-          nb::arg("offset"));
+    m.def("encode_local", &encode_local<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),
+          nb::arg("step"), nb::arg("offset"));
     m.def("decode_local", &decode_local<T>, nb::arg("codes"), nb::arg("out").noconvert(), nb::arg("mask").none(),
           nb::arg("step"), nb::arg("offset"));
     m.def("within", &within<T>, nb::arg("original").noconvert(), nb::arg("reconstruction").noconvert(), nb::arg("tolerance"));

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from ..stream import Method, Reader
 from .causal import Causal
 from .interpolation import Interpolation
+from .local import Local
 
-__all__ = ["PREDICTORS", "Causal", "Interpolation", "Predictor", "Quantizer", "predictor_of"]
+__all__ = ["PREDICTORS", "Causal", "Interpolation", "Local", "Predictor", "Quantizer", "predictor_of"]
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Mask = npt.NDArray[np.uint8] | None
@@ -56,7 +57,10 @@ class Predictor(Protocol):
         """Return variations worth a trial once this choice has won."""
 
     def encode(self, data: Floats, mask: Mask, quantizer: Quantizer) -> tuple[bytes, bytes]:
-        """Return the codes and the outliers; `mask` is 1 where a value is not to be coded."""
+        """Return the codes and the outliers; `mask` is 1 where a value is not to be coded.
+
+        OverflowError if the predictor cannot code these values.
+        """
 
     def decode(
         self, codes: bytes, outliers: bytes, out: Floats, mask: Mask, step: float, offset: float
@@ -74,7 +78,7 @@ class Predictor(Protocol):
         """Return the choices as JSON values."""
 
 
-PREDICTORS: dict[Method, type[Predictor]] = {p.method: p for p in (Interpolation, Causal)}
+PREDICTORS: dict[Method, type[Predictor]] = {p.method: p for p in (Interpolation, Causal, Local)}
 
 
 def predictor_of(method: Method) -> type[Predictor]:
