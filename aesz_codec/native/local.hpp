@@ -93,53 +93,15 @@ constexpr CausalTap kFrameTaps[] = {
 };
 constexpr CausalTap kFourthTaps[] = {{{0, 0, 0, 1}}, {{0, 0, 1, 1}}};
 
-// Adaptive binary models of one array, by context and decision.
-class LocalModels {
-  public:
-    static constexpr int kNodes = 24, kUnary = 10;
-    static constexpr int kSizes[kContexts] = {48 * 5, 24 * 24, 24 * 24 * 3, 24 * 24, 24 * 9, 81 * 12 * 5, 64 * 16};
-
-    LocalModels() {
-        std::size_t total = 0;
-        for (int i = 0; i < kContexts; ++i) {
-            start_[i] = total;
-            total += static_cast<std::size_t>(kSizes[i]) * kNodes;
-        }
-        bits_.resize(total);
-    }
-
-    // The residual, 0, positive or negative: not 0, its sign, its magnitude in unary, then Exp-Golomb.
-    template <class Coder>
-    int32_t code(Coder& coder, const int (&context)[kContexts], int scale, int32_t value) {
-        Bit* table[kContexts];
-        for (int i = 0; i < kContexts; ++i) table[i] = &bits_[start_[i] + static_cast<std::size_t>(context[i]) * kNodes];
-        MixWeights* mix = mix_[scale < 60 ? scale / 4 : 15];
-        if (!code_decision(coder, table, 0, mix[0], value != 0)) return 0;
-        const bool positive = code_decision(coder, table, 1, mix[1], value > 0);
-        const int first = positive ? 2 : 2 + kUnary;
-        uint32_t m = magnitude(value), k = 1;
-        while (k <= kUnary) {
-            const int node = first + static_cast<int>(k) - 1;
-            if (!code_decision(coder, table, node, mix[node], m > k)) break;
-            ++k;
-        }
-        if (k > kUnary) k += code_golomb(coder, beyond_, m - k);
-        return positive ? static_cast<int32_t>(k) : -static_cast<int32_t>(k);
-    }
-
-  private:
-    std::vector<Bit> bits_;
-    std::size_t start_[kContexts];
-    MixWeights mix_[16][kNodes];
-    Bit beyond_[32];
-};
+// Quantised contexts of a residual; what they are is told in `point`.
+constexpr int kLocalContexts[kContexts] = {48 * 5, 24 * 24, 24 * 24 * 3, 24 * 24, 24 * 9, 81 * 12 * 5, 64 * 16};
 
 // `Size`: features, with room: 16 for planes, 24 for frames of planes.
 template <class T, class Coder, int Size>
 class LocalCoder {
   public:
     LocalCoder(const LocalPlan& plan, Chunk<T>& chunk, Coder& coder)
-        : plan_(plan), chunk_(chunk), coder_(coder), values_(size()), errors_(size()), models_(std::make_unique<LocalModels>()) {
+        : plan_(plan), chunk_(chunk), coder_(coder), values_(size()), errors_(size()), models_(kLocalContexts, 16) {
         const int n = plan.shape.n;
         for (int k = 0; k < (n == 2 ? 13 : 9); ++k) taps_.push_back(tap(kPlaneTaps[k]));
         for (int k = 0; n > 2 && k < (n == 3 ? 10 : 8); ++k) taps_.push_back(tap(kFrameTaps[k]));
@@ -384,7 +346,7 @@ class LocalCoder {
             token = turned >> shift;
             low = static_cast<uint32_t>(turned) & ((1u << shift) - 1);
         }
-        token = models_->code(coder_, context, scale, token);
+        token = models_.code(coder_, context, std::min(scale / 4, 15), token);
         if (shift > 16) low = coder_.raw(low >> 16, shift - 16) << 16 | coder_.raw(low & 65535, 16);
         else if (shift) low = coder_.raw(low, shift);
         const int64_t turned = static_cast<int64_t>(token) * (int64_t{1} << shift) + low - half;
@@ -409,7 +371,7 @@ class LocalCoder {
     Coder& coder_;
     std::vector<int32_t> values_;
     std::vector<int16_t> errors_;
-    std::unique_ptr<LocalModels> models_;
+    TokenModels models_;
     std::vector<Tap> taps_;
     std::vector<std::pair<int, int>> in_line_;  // taps in the line itself: number, steps back
     int32_t there_[Size] = {};                  // all ones for a tap whose line is there

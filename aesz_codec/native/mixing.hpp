@@ -1,7 +1,9 @@
 // Binary decisions that mix what several contexts expect.  docs/format.md, section 7.  Integers only.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
@@ -86,5 +88,46 @@ inline int code_decision(Coder& coder, Bit* const (&table)[kContexts], int node,
     for (int i = 0; i < kContexts; ++i) table[i][node].update(value);
     return value;
 }
+
+// Models of small signed integers: 0 or not, the sign, the magnitude in unary, Exp-Golomb beyond.
+class TokenModels {
+  public:
+    static constexpr int kNodes = 24, kUnary = 10;
+
+    // How many values each context takes, and how many sets of weights there are.
+    TokenModels(const int (&sizes)[kContexts], int sets) : mix_(static_cast<std::size_t>(sets) * kNodes) {
+        std::size_t total = 0;
+        for (int i = 0; i < kContexts; ++i) {
+            start_[i] = total;
+            total += static_cast<std::size_t>(sizes[i]) * kNodes;
+        }
+        bits_.resize(total);
+    }
+
+    template <class Coder>
+    int32_t code(Coder& coder, const int (&context)[kContexts], int set, int32_t value) {
+        Bit* table[kContexts];
+        for (int i = 0; i < kContexts; ++i) table[i] = &bits_[start_[i] + static_cast<std::size_t>(context[i]) * kNodes];
+        MixWeights* mix = &mix_[static_cast<std::size_t>(set) * kNodes];
+        if (!code_decision(coder, table, 0, mix[0], value != 0)) return 0;
+        const bool positive = code_decision(coder, table, 1, mix[1], value > 0);
+        const int first = positive ? 2 : 2 + kUnary;
+        const uint32_t m = magnitude(value);
+        uint32_t k = 1;
+        while (k <= kUnary) {
+            const int node = first + static_cast<int>(k) - 1;
+            if (!code_decision(coder, table, node, mix[node], m > k)) break;
+            ++k;
+        }
+        if (k > kUnary) k += code_golomb(coder, beyond_, m - k);
+        return positive ? static_cast<int32_t>(k) : -static_cast<int32_t>(k);
+    }
+
+  private:
+    std::vector<Bit> bits_;
+    std::size_t start_[kContexts];
+    std::vector<MixWeights> mix_;
+    Bit beyond_[32];
+};
 
 }  // namespace aesz

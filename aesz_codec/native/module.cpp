@@ -11,6 +11,7 @@
 #include "interpolation.hpp"
 #include "labels.hpp"
 #include "local.hpp"
+#include "mixed_codes.hpp"
 #include "lossless.hpp"
 #include "range_coder.hpp"
 
@@ -74,7 +75,7 @@ InterpolationPlan interpolation_plan(const Array& array, const Parameters& p) {
 }
 
 // How codes are written; the numbers are those of the plan.
-enum class CoderKind { adaptive, adaptive_zeros, count };
+enum class CoderKind { adaptive, adaptive_zeros, fixed, mixed, count };
 
 CoderKind coder_kind(int coder) {
     if (coder < 0 || coder >= static_cast<int>(CoderKind::count)) throw CorruptStream("no such coder of codes");
@@ -85,16 +86,26 @@ CoderKind coder_kind(int coder) {
 template <class Run>
 std::vector<uint8_t> write_codes(CoderKind kind, const Run& run) {
     RangeEncoder encoder;
-    AdaptiveCodes<RangeEncoder> codes(encoder, kind == CoderKind::adaptive_zeros);
-    run(codes);
+    if (kind == CoderKind::mixed) {
+        MixedCodes<RangeEncoder> codes(encoder);
+        run(codes);
+    } else {
+        AdaptiveCodes<RangeEncoder> codes(encoder, kind == CoderKind::adaptive_zeros);
+        run(codes);
+    }
     return encoder.finish();
 }
 
 template <class Run>
 void read_codes(CoderKind kind, const uint8_t* data, std::size_t size, const Run& run) {
     RangeDecoder decoder(data, size);
-    AdaptiveCodes<RangeDecoder> codes(decoder, kind == CoderKind::adaptive_zeros);
-    run(codes);
+    if (kind == CoderKind::mixed) {
+        MixedCodes<RangeDecoder> codes(decoder);
+        run(codes);
+    } else {
+        AdaptiveCodes<RangeDecoder> codes(decoder, kind == CoderKind::adaptive_zeros);
+        run(codes);
+    }
     check_end(decoder);
 }
 
