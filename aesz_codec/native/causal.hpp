@@ -168,35 +168,51 @@ class CausalCoder : ClosedLoop<T, Codes> {
     void fit() {
         const Shape& shape = plan_.shape;
         const int m = taps_ - 1;
-        NormalEquations equations;
-        equations.n = m;
+        std::vector<double> samples;  // features and target, one after the other
         const int64_t skip = std::max<int64_t>(1, shape.size / std::clamp<int64_t>(shape.size / 32, 3000, 12000)) | 1;
         const uint32_t all = (1u << taps_) - 1;
-        double feature[kMaxTaps];
         for (int64_t at = 0; at < shape.size; at += skip) {
             if (this->masked(at) || neighbours(coordinates(at)) != all) continue;
             bool sound = true;
             for (int k = 0; k < taps_ && sound; ++k) sound = !this->masked(at + offset_[k]);
             if (!sound) continue;
             const double base = chunk_.data[at + offset_[0]];
-            for (int k = 1; k < taps_; ++k) feature[k - 1] = static_cast<double>(chunk_.data[at + offset_[k]]) - base;
-            equations.add(feature, static_cast<double>(chunk_.data[at]) - base);
-        }
-        // uniform noise has the variance tolerance^2 / 3; that of the base is in every feature
-        const double noise = static_cast<double>(equations.count) * chunk_.tolerance * chunk_.tolerance / 3;
-        for (int i = 0; i < m; ++i) {
-            for (int j = 0; j <= i; ++j) equations.a[i][j] += i == j ? 2 * noise : noise;
-            equations.b[i] += noise;
+            for (int k = 1; k < taps_; ++k) samples.push_back(static_cast<double>(chunk_.data[at + offset_[k]]) - base);
+            samples.push_back(static_cast<double>(chunk_.data[at]) - base);
         }
         int32_t lorenzo[kMaxTaps] = {};
         if (m >= 3) {
             lorenzo[1] = 256;
             lorenzo[2] = -256;
         }
+        for (int i = 0; i < m; ++i) weights_[i + 1] = lorenzo[i];
+        // Bytes grow with the logarithm of an error: in the second and third round large ones weigh less.
         const double prior[kMaxTaps] = {};
         double x[kMaxTaps];
-        for (int i = 0; i < m; ++i) weights_[i + 1] = lorenzo[i];
-        if (equations.count > 8 * m && equations.solve(prior, 1e-6, x)) quantize_weights(x, m, lorenzo, weights_ + 1);
+        for (int round = 0; round < 3; ++round) {
+            NormalEquations equations;
+            equations.n = m;
+            double total = 0;
+            for (std::size_t i = 0; i < samples.size(); i += static_cast<std::size_t>(m) + 1) {
+                const double* feature = &samples[i];
+                double weight = 1;
+                if (round) {
+                    double error = feature[m];
+                    for (int k = 0; k < m; ++k) error -= x[k] * feature[k];
+                    weight = 1 / (1 + error * error / (4 * chunk_.tolerance * chunk_.tolerance));
+                }
+                equations.add(feature, feature[m], weight);
+                total += weight;
+            }
+            // uniform noise has the variance tolerance^2 / 3; that of the base is in every feature
+            const double noise = total * chunk_.tolerance * chunk_.tolerance / 3;
+            for (int i = 0; i < m; ++i) {
+                for (int j = 0; j <= i; ++j) equations.a[i][j] += i == j ? 2 * noise : noise;
+                equations.b[i] += noise;
+            }
+            if (equations.count <= 8 * m || !equations.solve(prior, 1e-6, x)) return;
+            quantize_weights(x, m, lorenzo, weights_ + 1);
+        }
     }
 
     const CausalPlan& plan_;

@@ -104,10 +104,11 @@ struct NormalEquations {
     double a[kMaxWeights][kMaxWeights] = {};
     double b[kMaxWeights] = {};
 
-    void add(const double* feature, double target) {
+    void add(const double* feature, double target, double weight = 1) {
         for (int i = 0; i < n; ++i) {
-            for (int j = 0; j <= i; ++j) a[i][j] += feature[i] * feature[j];
-            b[i] += feature[i] * target;
+            const double weighted = weight * feature[i];
+            for (int j = 0; j <= i; ++j) a[i][j] += weighted * feature[j];
+            b[i] += weighted * target;
         }
         ++count;
     }
