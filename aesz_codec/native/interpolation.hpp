@@ -443,8 +443,8 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         for_each_line(set, s, [&](int64_t, const auto&) { ++lines; });
         const int64_t points = lines * line.count * static_cast<int64_t>(samples.size());
         const int64_t skip = std::max<int64_t>(1, points / enough);
-        NormalEquations equations;
-        equations.n = geometry.layout.count();
+        const int n = geometry.layout.count();
+        std::vector<double> sampled;  // features and target, one after the other
         int64_t seen = 0;
         double feature[kMaxWeights];
         for (const Sample& sample : samples)
@@ -459,14 +459,30 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                     Around around = outer;
                     geometry.look(around, inner, line.x0 + i * line.dx);
                     const double base = geometry.features(sample.source.data(), here, around, feature);
-                    equations.add(feature, static_cast<double>(sample.data[here]) - base);
+                    sampled.insert(sampled.end(), feature, feature + n);
+                    sampled.push_back(static_cast<double>(sample.data[here]) - base);
                 }
             });
         double prior[kMaxWeights], x[kMaxWeights];
-        for (std::size_t i = 0; i < static_cast<std::size_t>(equations.n); ++i) prior[i] = defaults[i] * kWeightUnit;
-        if (equations.count < kTooFew || !equations.solve(prior, 1e-3, x)) return defaults;
-        Weights w{};
-        quantize_weights(x, equations.n, defaults.data(), w.data());
+        for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) prior[i] = defaults[i] * kWeightUnit;
+        Weights w = defaults;
+        // Bytes grow with the logarithm of an error: in the second round large ones weigh less.
+        for (int round = 0; round < 2; ++round) {
+            NormalEquations equations;
+            equations.n = n;
+            for (std::size_t i = 0; i < sampled.size(); i += static_cast<std::size_t>(n) + 1) {
+                const double* f = &sampled[i];
+                double weight = 1;
+                if (round) {
+                    double error = f[n];
+                    for (int k = 0; k < n; ++k) error -= x[k] * f[k];
+                    weight = 1 / (1 + error * error / (4 * chunk_.tolerance * chunk_.tolerance));
+                }
+                equations.add(f, f[n], weight);
+            }
+            if (equations.count < kTooFew || !equations.solve(prior, 1e-3, x)) return w;
+            quantize_weights(x, n, defaults.data(), w.data());
+        }
         return w;
     }
 
