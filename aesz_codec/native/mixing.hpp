@@ -1,6 +1,7 @@
 // Binary decisions that mix what several contexts expect.  docs/format.md, section 7.  Integers only.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -119,7 +120,7 @@ class TokenModels {
             if (!code_decision(coder, table, node, mix[node], m > k)) break;
             ++k;
         }
-        if (k > kUnary) k += code_golomb(coder, beyond_, m - k);
+        if (k > kUnary) k = std::min(k + code_golomb(coder, beyond_, m - k), uint32_t{1} << 30);
         return positive ? static_cast<int32_t>(k) : -static_cast<int32_t>(k);
     }
 
