@@ -380,7 +380,7 @@ def _smallest(
 
     ``default`` judges by a sample of the array, ``max`` by the whole; ``fast`` tries less.
     """
-    box = tuple(slice(None) for _ in values.shape) if effort == "max" else _sample(values.shape)
+    box = tuple(slice(None) for _ in values.shape) if effort == "max" else _sample(values.shape, effort)
     sample = cast(Floats, np.ascontiguousarray(values[box]))
     sample_mask = None if mask is None else np.ascontiguousarray(mask[box])
     whole = sample.shape == values.shape
@@ -388,7 +388,7 @@ def _smallest(
     trial = Quantizer(quantizer.tolerance, quantizer.step, float(sample.reshape(-1)[first]))
     if not math.isfinite(trial.offset):  # nothing but special values in the sample
         trial = quantizer
-    best: tuple[int, Predictor, bytes, bytes] | None = None
+    best: tuple[float, Predictor, bytes, bytes] | None = None
 
     def attempt(candidate: Predictor) -> None:
         nonlocal best
@@ -396,7 +396,9 @@ def _smallest(
             codes, outliers = candidate.encode(sample, sample_mask, quantizer if whole else trial)
         except OverflowError:
             return
-        size = len(codes) + len(outliers)
+        size = float(len(codes) + len(outliers))
+        if effort == "fast":
+            size *= candidate.slowness
         if best is None or size < best[0]:
             best = size, candidate, codes, outliers
 
@@ -412,10 +414,12 @@ def _smallest(
     return predictor, codes, outliers
 
 
-def _sample(shape: tuple[int, ...]) -> tuple[slice, ...]:
+def _sample(shape: tuple[int, ...], effort: str = "default") -> tuple[slice, ...]:
     """Return a box in the middle of an array: whole if it is small, else a small part of it."""
     n = math.prod(shape)
     target = min(max(n // 24, 12288), 32768)
+    if effort == "fast":
+        target = min(max(n // 48, 8192), 16384)
     dims = list(shape)
     while n > 1.5 * target and math.prod(dims) > target:
         frames = range(max(0, len(dims) - 2))
@@ -559,6 +563,8 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes) -> Arr
     if (direct and stream.dtype.kind != "f") or (direct and stream.dtype == np.float16):
         raise corrupt("transform", "none", f"one for {stream.dtype}")
     predictor, step, offset = predictor_of(stream.method).unpack(plan)
+    if (1, stream.minor) > stream.version:
+        raise corrupt("plan", f"coder {stream.coder}", "format 1.1 or later")
     if not (math.isfinite(step) and step > 0 and math.isfinite(offset)):
         raise corrupt("plan", f"step {step}, offset {offset}", "finite numbers, the step above 0")
     if predictor.describe().get("frame_axes", 0) >= len(folded):

@@ -197,7 +197,6 @@ class Stream:
     flags: int = 0
     sections: dict[Section, bytes] = field(default_factory=dict)
     stored: dict[Section, int] = field(default_factory=dict)
-    coder: Coder = Coder.ADAPTIVE
     version: tuple[int, int] = FORMAT_VERSION
     overhead: int = 0
 
@@ -207,9 +206,20 @@ class Stream:
         return math.prod(self.shape)
 
     @property
+    def coder(self) -> int:
+        """How the codes are written, by the plan; see `Coder`."""
+        at, shift = {Method.INTERPOLATION: (17, 2), Method.CAUSAL: (16, 0)}.get(self.method, (0, 8))
+        plan = self.sections.get(Section.PLAN, b"")
+        return plan[at] >> shift if len(plan) > at else 0
+
+    @property
     def minor(self) -> int:
         """The least minor version that has what the stream uses."""
-        newer = self.transform is Transform.LATTICE or self.method is Method.LOCAL or self.coder > 1
+        newer = (
+            self.transform is Transform.LATTICE
+            or self.method is Method.LOCAL
+            or self.coder > Coder.ADAPTIVE_ZEROS
+        )
         return int(newer)
 
     def to_bytes(self) -> bytes:

@@ -6,6 +6,7 @@ Python integers for the range coder, Python floats (binary64, one rounding an op
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import struct
@@ -112,6 +113,9 @@ def decode(stream: bytes) -> np.ndarray:
     checksum = zlib.crc32(head.data[payload_at : head.at])
     require(head.u32() == checksum, "payload checksum")
     head.end()
+    coder = {INTERPOLATION: (17, 2), CAUSAL: (16, 0)}.get(method)
+    if coder and len(sections.get(PLAN, b"")) > coder[0]:
+        require(minor > 0 or sections[PLAN][coder[0]] >> coder[1] < 2, "coder")
     with np.errstate(all="ignore"):
         array = _assemble(dtype, shape, method, transform, sections)
     return array.astype(dtype.newbyteorder("="))
@@ -187,6 +191,7 @@ def _region(
     require(len(outliers) % kind.itemsize == 0, "outliers")
     loop = ClosedLoop(kind, shape, labels, codes, np.frombuffer(outliers, kind))
     (decode_interpolation if method == INTERPOLATION else decode_causal)(loop, plan)
+    loop.finish()
     require(loop.outliers_used == loop.outliers.size, "outliers left over")
     result = loop.values
     if transform == LOGARITHM:
@@ -447,6 +452,172 @@ class ResidualDecoder:
         return clamp(high * 2**shift + low, -(2**30), 2**30)
 
 
+# 8a. Static coder -----------------------------------------------------------------------------------------
+
+
+class StaticDecoder:
+    """Lines of codes, and weights, from segments of rANS symbols and raw bits."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = Bytes(data)
+        self.open = False
+        self.coded = self.counted = self.lines = 0
+        self.interval = 64
+        self.laws = [static_edges(static_law(scale)) for scale in range(32)]
+        quiet, flat = static_edges([50] + [1] * 15), static_edges([1] * 16)
+        self.prior = {("code", g, s): self.laws[s] for g in range(7) for s in range(32)}
+        self.prior |= {("quiet", g, around): quiet for g in range(7) for around in range(4)}
+        self.prior |= {("escape",): flat, ("integer",): flat}
+        self.table = dict(self.prior)
+        self.counts = {context: [0] * 16 for context in self.prior}
+
+    def _open(self) -> None:
+        n_words, n_bytes = self.data.varint(), self.data.varint()
+        raw = self.data.take(2 * n_words)
+        self.words = [raw[i] | raw[i + 1] << 8 for i in range(0, len(raw), 2)]
+        bits = int.from_bytes(self.data.take(n_bytes), "little")
+        self.bits, self.bits_left = bits, 8 * n_bytes
+        self.next_word = self.symbols = 0
+        self.states = [self._word() << 16 | self._word() for _ in range(8)]
+        require(min(self.states) >= 1 << 16, "state")
+        self.open = True
+
+    def _close(self) -> None:
+        require(self.states == [1 << 16] * 8 and self.next_word == len(self.words), "end of a segment")
+        require(0 <= self.bits_left < 8, "raw bits")
+        self.open = False
+
+    def finish(self) -> None:
+        if self.open:
+            self._close()
+        self.data.end()
+
+    def _word(self) -> int:
+        require(self.next_word < len(self.words), "words")
+        self.next_word += 1
+        return self.words[self.next_word - 1]
+
+    def symbol(self, *context: Any) -> int:
+        if not self.open:
+            self._open()
+        edge, lane = self.table[context], self.symbols % 8
+        self.symbols += 1
+        self.coded += 1
+        x = self.states[lane]
+        target = x % 2**15
+        s = max(i for i in range(16) if edge[i] <= target)
+        x = (edge[s + 1] - edge[s]) * (x >> 15) + target - edge[s]
+        self.states[lane] = x << 16 | self._word() if x < 1 << 16 else x
+        return s
+
+    def counting(self, *context: Any) -> int:
+        s = self.symbol(*context)
+        self.counts[context][s] += 1
+        self.counted += 1
+        return s
+
+    def raw(self, n: int) -> int:
+        value = self.bits & ((1 << n) - 1)
+        self.bits >>= n
+        self.bits_left -= n  # below 0: refused at the end of the segment
+        return value
+
+    def _rebuild(self) -> None:
+        if self.counted < self.interval:
+            return
+        self.counted, self.interval = 0, min(2 * self.interval, 8192)
+        for s in range(32):
+            counts = [sum(self.counts["code", g, s][i] for g in range(7)) for i in range(16)]
+            parent = static_edges(blended(counts, self.laws[s])) if any(counts) else None
+            for g in range(7):
+                self.prior["code", g, s] = parent
+        for context, counts in self.counts.items():
+            prior = self.prior[context]
+            if prior is None:
+                continue
+            self.table[context] = static_edges(blended(counts, prior))
+            if sum(counts) >= 8192:
+                self.counts[context] = [n // 2 for n in counts]
+
+    def read_integer(self) -> int:
+        n = self.counting("integer")
+        folded = self.raw(32) if n == 15 else (1 << n) - 1 + self.raw(n)
+        self._rebuild()
+        return -((folded + 1) // 2) if folded & 1 else folded // 2
+
+    def read_line(self, expected: list[int], masked: list[bool], group: int) -> list[int]:
+        """The codes of a line; 0 where it is masked."""
+        n = len(expected)
+        scales, codes = [static_scale(x) for x in expected], [0] * n
+        left = []
+        counts_tokens = self.coded < 1 << 15 or self.lines % 4 == 0
+        for b in range(0, n, 8):
+            block = range(b, min(b + 8, n))
+            if len(block) < 8 or any(scales[i] or masked[i] for i in block):
+                left += [i for i in block if not masked[i]]
+                continue
+            around = 2 * any(scales[max(0, b - 8) : b]) + any(scales[b + 8 : b + 16])
+            s = self.counting("quiet", group, around)
+            if s > 8:
+                left += block
+            elif s:
+                codes[b + s - 1] = 1 if self.raw(1) else -1
+        tokens = [self.symbol("code", group, scales[i]) for i in left]
+        lengths = [self.counting("escape") for token in tokens if token == 15]
+        for i, token in zip(left, tokens, strict=True):
+            codes[i] = self._code(token, max(0, scales[i] // 2 - 2), lengths)
+            if counts_tokens:
+                self.counts["code", group, scales[i]][token] += 1
+                self.counted += 1
+        self.lines += 1
+        self._rebuild()
+        if self.open and self.symbols >= 1 << 16:
+            self._close()
+        return codes
+
+    def _code(self, token: int, shift: int, lengths: list[int]) -> int:
+        if token == 15:
+            length = lengths.pop(0)
+            if length == 15:
+                return OUTLIER
+            token += self.raw(32) if length == 14 else (1 << length) - 1 + self.raw(length)
+        if shift == 0:
+            code = token if token and self.raw(1) else -token
+        else:
+            u = (token << (shift + 1)) + self.raw(shift + 1)
+            code = -((u + 1) // 2) if u & 1 else u // 2
+        return clamp(code, -(2**30), 2**30)
+
+
+def static_scale(expected: int) -> int:
+    v = expected + 4
+    e = v.bit_length() - 1
+    return 2 * (e - 2) + ((v >> (e - 1)) & 1)
+
+
+def static_law(scale: int) -> list[int]:
+    o = scale // 2
+    shift = max(0, o - 2)
+    unit = 16 << shift
+    mean = max(1, ((2 + scale % 2) << (o + 1)) - 4 + (1 << o))
+    wide = 3 * mean + unit
+    x, y, weights = 1 << 20, 1 << 16, []
+    for t in range(16):
+        weights.append((x + y + 16) * (2 if shift == 0 and t > 0 else 1))
+        x = x * mean // (mean + unit)
+        y = y * wide // (wide + unit)
+    return weights
+
+
+def static_edges(weights: list[int]) -> list[int]:
+    k = (32752 << 46) // sum(weights)
+    return [((sum(weights[:i]) * k) >> 46) + i for i in range(16)] + [32768]
+
+
+def blended(counts: list[int], prior: list[int]) -> list[int]:
+    return [2**15 * n + 24 * (prior[i + 1] - prior[i]) for i, n in enumerate(counts)]
+
+
 # 9. Closed loop --------------------------------------------------------------------------------------------
 
 
@@ -468,16 +639,43 @@ class ClosedLoop:
         self.remembered = [0] * len(labels)
         self.coder = RangeDecoder(codes)
         self.residuals = ResidualDecoder(self.coder)
+        self.codes = codes
+        self.static: StaticDecoder | None = None
         self.outliers_used = 0
+
+    def choose(self, coder: int) -> None:
+        self.residuals.zeros = coder == 1
+        if coder == 2:
+            self.static = StaticDecoder(self.codes)
+
+    def finish(self) -> None:
+        if self.static:
+            self.static.finish()
 
     def visit(self, at: int, prediction: float, step: float, context: tuple[int, ...]) -> bool:
         """Set the value at `at`; whether it took a code."""
         if self.labels[at]:
+            self.remembered[at] = 0
             self.values[at] = prediction
             self.v[at] = float(self.values[at])
             return False
-        self.settle(at, prediction, step, self.residuals.read_code(*context))
+        if self.static:  # only the root is visited by itself
+            q = self.static.read_line([context[0]], [False], context[-1])[0]
+        else:
+            q = self.residuals.read_code(*context)
+        self.settle(at, prediction, step, q)
         return True
+
+    def visit_line(self, line: list[tuple], expected: list[int], step: float, group: int) -> None:
+        """With the static coder: `line` has places and what predicts each."""
+        masked = [bool(self.labels[at]) for at, _ in line]
+        codes = self.static.read_line(expected, masked, group)
+        for (at, predict), q in zip(line, codes, strict=True):
+            if self.labels[at]:
+                self.values[at] = predict()
+                self.v[at] = float(self.values[at])
+            else:
+                self.settle(at, predict(), step, q)
 
     def settle(self, at: int, prediction: float, step: float, q: int) -> None:
         if q == OUTLIER:
@@ -487,10 +685,11 @@ class ClosedLoop:
         else:
             self.values[at] = prediction + q * step
         self.v[at] = float(self.values[at])
-        self.remembered[at] = clamp(q, -4095, 4095)
+        clip = 2047 if self.static else 4095
+        self.remembered[at] = clamp(q, -clip, clip)
 
     def weight(self, default: int) -> int:
-        weight = default + self.residuals.read_integer()
+        weight = default + (self.static or self.residuals).read_integer()
         require(abs(weight) <= 4096, "weight")
         return weight
 
@@ -502,8 +701,8 @@ def decode_interpolation(loop: ClosedLoop, plan: bytes) -> None:
     require(len(plan) == 20, "plan")
     step, offset, batch, flags, alpha16, beta16 = struct.unpack("<ddBBBB", plan)
     require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
-    require(batch < len(loop.shape) and flags < 8 and alpha16 >= 16 and beta16 >= 16, "plan")
-    loop.residuals.zeros = bool(flags & 4)
+    require(batch < len(loop.shape) and flags < 12 and alpha16 >= 16 and beta16 >= 16, "plan")
+    loop.choose(flags >> 2)
     axes = loop.shape[batch:]
     size, n_axes = math.prod(axes), len(axes)
     alpha, beta = alpha16 / 16, beta16 / 16
@@ -569,6 +768,10 @@ class Pass:
             places = [(*before, last) for last in ranges[-1]]
             line = [(c, self.start + self.distance(c)) for c in places]
             contexts = [self.context(c, at) for c, at in line]
+            if loop.static:
+                predicted = [(at, functools.partial(self.predict, c, at)) for c, at in line]
+                loop.visit_line(predicted, [context[0] for context in contexts], step, contexts[0][-1])
+                continue
             west = ww = i = 0
             while i < len(line):
                 ahead = range(i, i + 8)
@@ -695,8 +898,9 @@ BASES = (0, 2, 8, 15)
 
 
 def decode_causal(loop: ClosedLoop, plan: bytes) -> None:
-    require(len(plan) == 17 and plan[16] < 2, "plan")
-    step, offset, loop.residuals.zeros = struct.unpack("<dd?", plan)
+    require(len(plan) == 17 and plan[16] < 3, "plan")
+    step, offset, coder = struct.unpack("<ddB", plan)
+    loop.choose(coder)
     require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
     shape, strides, codes = loop.shape, loop.strides, loop.remembered
     taps = [tuple(tap) for tap in TAPS if len(tap) <= len(shape)]
@@ -711,10 +915,7 @@ def decode_causal(loop: ClosedLoop, plan: bytes) -> None:
             distance += steps * strides[axis]
         return distance if len(back) <= len(shape) else None
 
-    west = ww = 0
-    for at, c in enumerate(itertools.product(*map(range, shape))):
-        if c[-1] == 0:
-            west = ww = 0
+    def predict(at: int, c: tuple[int, ...]) -> float:
         places = [place(c, tap) for tap in taps]
         base = next((b for b in BASES if b < len(taps) and places[b] is not None), None)
         prediction = offset
@@ -725,16 +926,34 @@ def decode_causal(loop: ClosedLoop, plan: bytes) -> None:
             for i in (*range(2, len(taps)), 1, 0):
                 if i in there and (i < 2 or there[i] != 0):
                     prediction += there[i] / 256 * loop.v[at - places[i]]
+        return prediction
+
+    def context(at: int, c: tuple[int, ...]) -> tuple[int, ...]:
+        """As `Pass.context` has it."""
 
         def code(*back: int) -> int:
-            distance = place(c, back)  # noqa: B023
-            return 0 if distance is None else codes[at - distance]  # noqa: B023
+            distance = place(c, back)
+            return 0 if distance is None else codes[at - distance]
 
         north, northeast, plane = code(0, 1), code(-1, 1), code(0, 0, 1)
-        expected = 5 * abs(west) + abs(ww) + 4 * abs(north) + abs(code(1, 1)) + 2 * abs(northeast)
+        expected = 4 * abs(north) + abs(code(1, 1)) + 2 * abs(northeast)
         expected += abs(code(0, 2)) + 3 * abs(plane) + abs(code(-1, 0, 1))
-        near = 8 * abs(north) + 8 * abs(northeast)
-        if loop.visit(at, prediction, step, (expected, near, 16 * abs(plane), west, north, 6)):
+        return expected, 8 * abs(north) + 8 * abs(northeast), 16 * abs(plane), north, 6
+
+    places = list(enumerate(itertools.product(*map(range, shape))))
+    if loop.static:
+        for start in range(0, len(places), shape[-1]):
+            line = places[start : start + shape[-1]]
+            expected = [context(at, c)[0] for at, c in line]
+            loop.visit_line([(at, functools.partial(predict, at, c)) for at, c in line], expected, step, 6)
+        return
+    west = ww = 0
+    for at, c in places:
+        if c[-1] == 0:
+            west = ww = 0
+        expected, near, other, north, group = context(at, c)
+        expected += 5 * abs(west) + abs(ww)
+        if loop.visit(at, predict(at, c), step, (expected, near, other, west, north, group)):
             west, ww = codes[at], west
 
 

@@ -206,15 +206,20 @@ PREDICTORS = [
     Interpolation(coder=Coder.ADAPTIVE_ZEROS),
     Interpolation(batch=1, reference=True, coder=Coder.ADAPTIVE_ZEROS),
 ]
+STATIC = [
+    Causal(coder=Coder.STATIC),
+    Interpolation(coder=Coder.STATIC),
+    Interpolation(batch=1, reference=True, coder=Coder.STATIC),
+]
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+@pytest.mark.parametrize("predictor", PREDICTORS + STATIC, ids=str)
 @pytest.mark.parametrize("step", [3.0, 0.1, 1e-3, 1e-6])
 def test_code_magnitudes(reference, predictor, step):
     check(reference, forced(predictor, smooth((11, 9, 10), noise=1), step).to_bytes())
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+@pytest.mark.parametrize("predictor", PREDICTORS + STATIC, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_quiet_data_with_bursts(reference, predictor, dtype):
     rng = np.random.default_rng(4)
@@ -224,7 +229,17 @@ def test_quiet_data_with_bursts(reference, predictor, dtype):
     check(reference, forced(predictor, data).to_bytes())
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+def test_segments_of_the_static_coder(reference):
+    """More symbols than one holds, and so many that tables are made anew by halved counts."""
+    rng = np.random.default_rng(8)
+    data = rng.normal(size=(260, 262)).astype("f4")
+    data[100:180] *= 1e-3
+    stream = forced(Causal(coder=Coder.STATIC), data, 0.5)
+    assert stream.minor == 1
+    check(reference, stream.to_bytes())
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS + STATIC, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_outliers(reference, predictor, dtype):
     data = smooth((5, 9, 10), dtype)
@@ -234,7 +249,7 @@ def test_outliers(reference, predictor, dtype):
     check(reference, stream.to_bytes())
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS, ids=str)
+@pytest.mark.parametrize("predictor", PREDICTORS + STATIC, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_masked_places(reference, predictor, dtype):
     rng = np.random.default_rng(3)
@@ -345,15 +360,16 @@ def random_stream(rng):
 
     stream.sections[Section.CODES] = noise(int(rng.integers(0, 400)))
     step, offset = float(rng.choice([1e-3, 0.1, 7.3])), float(rng.normal())
+    coder = Coder(int(rng.integers(3)))
     if method is Method.LOSSLESS:
         plan = bytes([rng.integers(0, min(3, axes) + 1)])
     elif method is Method.CAUSAL:
-        plan = Causal(coder=Coder(int(rng.integers(2)))).pack(step, offset)
+        plan = Causal(coder=coder).pack(step, offset)
     else:
-        refers, is_reversed, zeros = (bool(b) for b in rng.integers(0, 2, 3))
+        refers, is_reversed = (bool(b) for b in rng.integers(0, 2, 2))
         steps = {"alpha16": int(rng.integers(16, 40)), "beta16": int(rng.integers(16, 99))}
         batch = int(rng.integers(axes))
-        predictor = Interpolation(batch=batch, reference=refers, reversed=is_reversed, coder=Coder(int(zeros)), **steps)
+        predictor = Interpolation(batch=batch, reference=refers, reversed=is_reversed, coder=coder, **steps)
         plan = predictor.pack(step, offset)
     stream.sections[Section.PLAN] = plan
     if rng.random() < 0.4:

@@ -16,11 +16,11 @@ import hashlib, sys
 import numpy as np
 from aesz_codec import pipeline
 from aesz_codec.bounds import ErrorBound
-folder, mode, value = sys.argv[1], sys.argv[2], float(sys.argv[3])
+folder, mode, value, effort = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4]
 with open(folder + "/stream", "rb") as file:
     stream = file.read()
 print(hashlib.sha256(pipeline.decode(stream).tobytes()).hexdigest())
-again = pipeline.encode(np.load(folder + "/array.npy"), ErrorBound(mode, value))
+again = pipeline.encode(np.load(folder + "/array.npy"), ErrorBound(mode, value), effort=effort)
 print(hashlib.sha256(again).hexdigest())
 """
 
@@ -33,6 +33,7 @@ def field(shape, dtype):
     return (values / values.std()).astype(dtype)
 
 
+@pytest.mark.parametrize("effort", ["fast", "default"])
 @pytest.mark.parametrize(
     ("shape", "dtype", "mode", "value"),
     [
@@ -42,13 +43,13 @@ def field(shape, dtype):
         ((5, 4, 31, 33), "float32", "pw_rel", 0.01),
     ],
 )
-def test_portable_loops_give_the_same_bits(tmp_path, shape, dtype, mode, value):
+def test_portable_loops_give_the_same_bits(tmp_path, shape, dtype, mode, value, effort):
     array = field(shape, dtype)
-    stream = pipeline.encode(array, ErrorBound(mode, value))
+    stream = pipeline.encode(array, ErrorBound(mode, value), effort=effort)
     np.save(tmp_path / "array.npy", array)
     (tmp_path / "stream").write_bytes(stream)
     out = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(tmp_path), mode, str(value)],
+        [sys.executable, "-c", PLAIN, str(tmp_path), mode, str(value), effort],
         env={**os.environ, "AESZ_SIMD": "0"},
         capture_output=True,
         text=True,

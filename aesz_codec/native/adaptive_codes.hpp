@@ -15,6 +15,8 @@ template <class Coder>
 class AdaptiveCodes {
   public:
     static constexpr bool decoding = Coder::decoding;
+    static constexpr int32_t clip = kClip;
+    static constexpr bool narrow = false;  // which of LineSums it reads
 
     // `zeros`: whether a mixed binary decision singles out zeros where they prevail.
     AdaptiveCodes(Coder& coder, bool zeros)

@@ -33,14 +33,15 @@ struct CausalPlan {
 template <class T, class Codes>
 class CausalCoder : ClosedLoop<T, Codes> {
     using Base = ClosedLoop<T, Codes>;
-    using Base::chunk_, Base::codes_, Base::coder_;
+    using Base::chunk_, Base::coder_;
 
   public:
     using Base::unused_outliers;
 
     CausalCoder(const CausalPlan& plan, Chunk<T>& chunk, Codes& coder)
-        : Base(chunk, plan.shape.size, coder),
+        : Base(chunk, coder),
           plan_(plan),
+          codes_(static_cast<std::size_t>(plan.shape.size)),
           taps_(kTapsOf[plan.shape.n]),
           sums_(width()),
           partial_(width()),
@@ -127,7 +128,7 @@ class CausalCoder : ClosedLoop<T, Codes> {
             int32_t& code = code_[static_cast<std::size_t>(i)];
             if constexpr (!Codes::decoding)
                 code = quantize<T>(chunk_.data[here], prediction, plan_.step, inverse, chunk_.tolerance);
-            this->settle(here, prediction, plan_.step, code);
+            this->settle(here, prediction, plan_.step, code, chunk_.out[here], codes_[static_cast<std::size_t>(here)]);
         };
         const T* out = chunk_.out + at;
         auto edge = [&](int64_t i) {
@@ -161,7 +162,8 @@ class CausalCoder : ClosedLoop<T, Codes> {
             if (axis < 0 || c[static_cast<std::size_t>(axis)] < lines) return nullptr;
             return codes - lines * shape.step[static_cast<std::size_t>(axis)];
         };
-        gather_causal(before(inner - 1, 1), before(inner - 1, 2), before(inner - 2, 1), static_cast<int64_t>(width()), sums_);
+        const auto gather_all = Codes::narrow ? gather_causal_narrow : gather_causal;
+        gather_all(before(inner - 1, 1), before(inner - 1, 2), before(inner - 2, 1), static_cast<int64_t>(width()), sums_);
     }
 
     // Encoder: weights from the original, as if its values carried the quantizer's noise.
@@ -216,6 +218,7 @@ class CausalCoder : ClosedLoop<T, Codes> {
     }
 
     const CausalPlan& plan_;
+    std::vector<int16_t> codes_;  // signed, clipped; 0 where masked or not yet coded
     int taps_;
     int64_t offset_[kMaxTaps] = {};
     int32_t weights_[kMaxTaps] = {};  // in 1/256; that of the base is not used

@@ -54,34 +54,33 @@ inline T reconstruct(double prediction, int32_t code, double step) {
 template <class T>
 inline int32_t quantize(T x, double prediction, double step, double inverse, double tolerance) {
     const double q = (static_cast<double>(x) - prediction) * inverse;
-    if (!(std::abs(q) < kLargestCode)) return kOutlier;
     const double code = (q + 6755399441055744.0) - 6755399441055744.0;  // to the nearest integer
     const double error = static_cast<double>(x) - static_cast<double>(static_cast<T>(prediction + code * step));
-    return std::abs(error) <= tolerance ? static_cast<int32_t>(code) : kOutlier;
+    const bool kept = (std::abs(q) < kLargestCode) & (std::abs(error) <= tolerance);  // no branches: loops become SIMD
+    return static_cast<int32_t>(kept ? code : static_cast<double>(kOutlier));
 }
 
 // Reconstructs values from their codes and remembers these for the contexts.  `Codes` writes or reads lines of them.
 template <class T, class Codes>
 class ClosedLoop {
   public:
-    ClosedLoop(Chunk<T>& chunk, int64_t size, Codes& coder)
-        : chunk_(chunk), coder_(coder), codes_(static_cast<std::size_t>(size)) {}
+    ClosedLoop(Chunk<T>& chunk, Codes& coder) : chunk_(chunk), coder_(coder) {}
 
     bool unused_outliers() const { return used_ != chunk_.outliers.size(); }
 
   protected:
-    // Reconstructs element `at` from its code.
-    void settle(int64_t at, double prediction, double step, int32_t code) {
+    // Reconstructs element `at` from its code, and remembers this.
+    void settle(int64_t at, double prediction, double step, int32_t code, T& out, int16_t& memory) {
         if (code != kOutlier) {
-            chunk_.out[at] = reconstruct<T>(prediction, code, step);
+            out = reconstruct<T>(prediction, code, step);
         } else if (Codes::decoding) {
             if (used_ == chunk_.outliers.size()) throw CorruptStream("more outliers are used than stored");
-            chunk_.out[at] = chunk_.outliers[used_++];
+            out = chunk_.outliers[used_++];
         } else {
-            chunk_.outliers.push_back(chunk_.out[at] = chunk_.data[at]);
+            chunk_.outliers.push_back(out = chunk_.data[at]);
             ++used_;
         }
-        codes_[static_cast<std::size_t>(at)] = remembered(code);
+        memory = remembered(code, Codes::clip);
     }
 
     bool masked(int64_t at) const { return chunk_.mask && chunk_.mask[at]; }
@@ -89,7 +88,6 @@ class ClosedLoop {
 
     Chunk<T>& chunk_;
     Codes& coder_;
-    std::vector<int16_t> codes_;  // signed, clipped; 0 where masked or not yet coded
 
   private:
     std::size_t used_ = 0;

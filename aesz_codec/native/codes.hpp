@@ -11,10 +11,11 @@ namespace aesz {
 
 constexpr int32_t kOutlier = INT32_MIN;  // "this value is stored exactly"
 constexpr int32_t kLargestCode = 1 << 30;
-constexpr int32_t kClip = 4095;  // codes are remembered up to this magnitude
+constexpr int32_t kClip = 4095;        // codes are remembered up to this magnitude
+constexpr int32_t kNarrowClip = 2047;  // by the static coder
 
-inline int16_t remembered(int32_t code) {
-    return static_cast<int16_t>(code == kOutlier ? kClip : std::clamp(code, -kClip, kClip));
+inline int16_t remembered(int32_t code, int32_t clip = kClip) {
+    return static_cast<int16_t>(code == kOutlier ? clip : std::clamp(code, -clip, clip));
 }
 
 // Logarithmic class of an expected magnitude in 1/16: four classes an octave.
@@ -31,7 +32,8 @@ struct LineSums {
     std::vector<uint32_t> near;      // of the nearest points of earlier passes
     std::vector<uint32_t> other;     // of the plane or the frame before
     std::vector<int32_t> north;
-    explicit LineSums(std::size_t width = 0) : expected(width), near(width), other(width), north(width) {}
+    std::vector<uint16_t> narrow;  // for the static coder: `expected`, of codes clipped to kNarrowClip
+    explicit LineSums(std::size_t width = 0) : expected(width), near(width), other(width), north(width), narrow(width) {}
 };
 
 constexpr int kGroups = 7;

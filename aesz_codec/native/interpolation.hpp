@@ -61,10 +61,112 @@ struct Around {
     std::size_t key(int odd) const { return far | mirrored << odd | diagonal << 2 * odd; }
 };
 
+// Where a level keeps its points: one dense plane a class, all of the same size, the coarser levels in plane 0.
+class LevelPlanes {
+  public:
+    LevelPlanes(const Shape& shape, int64_t stride) {
+        int64_t dims[kMaxDims];
+        for (int a = 0; a < shape.n; ++a) {
+            dims[a] = (shape.dim[static_cast<std::size_t>(a)] + 2 * stride - 1) / (2 * stride);
+            grid_[static_cast<std::size_t>(a)] = (shape.dim[static_cast<std::size_t>(a)] + stride - 1) / stride;
+        }
+        plane_ = Shape(shape.n, dims);
+    }
+
+    int64_t size() const { return plane_.size << plane_.n; }
+    int64_t start(int set) const { return set * plane_.size; }
+    int64_t step(int axis) const { return plane_.step[static_cast<std::size_t>(axis)]; }
+
+    // From a point of the class `set` to the one `distance` strides further along `axis`, and then along `axis2`.
+    int64_t offset(int set, int axis, int distance, int axis2 = 0, int distance2 = 0) const {
+        const auto along = [&](int a, int d) { return (((set >> a & 1) + d) >> 1) * step(a); };
+        int target = set ^ ((distance & 1) << axis);
+        int64_t elements = along(axis, distance);
+        if (distance2) {
+            target ^= (distance2 & 1) << axis2;
+            elements += along(axis2, distance2);
+        }
+        return start(target) - start(set) + elements;
+    }
+
+    // Writes all points of the level in C order: as the plane 0 of the next finer level has them, or the frame.
+    template <class U>
+    void merge(const U* planes, U* out) const {
+        const int inner = plane_.n - 1;
+        const int64_t width = grid_[static_cast<std::size_t>(inner)];
+        std::array<int64_t, kMaxDims> c{};
+        while (true) {
+            int64_t at = 0;
+            for (int a = 0; a < inner; ++a) {
+                const int64_t x = c[static_cast<std::size_t>(a)];
+                at += (x >> 1) * step(a) + ((x & 1) << a) * plane_.size;
+            }
+            interleave(planes + at, planes + at + start(1 << inner), width, out);
+            out += width;
+            int a = inner - 1;
+            for (; a >= 0; --a) {
+                const std::size_t i = static_cast<std::size_t>(a);
+                if (++c[i] < grid_[i]) break;
+                c[i] = 0;
+            }
+            if (a < 0) return;
+        }
+    }
+
+    // The reverse.
+    template <class U>
+    void split(const U* frame, const Shape& shape, int64_t stride, U* planes) const {
+        std::array<int64_t, kMaxDims> c{};
+        const int inner = plane_.n - 1;
+        while (true) {
+            int64_t at = 0, from = 0;
+            for (int a = 0; a < inner; ++a) {
+                const int64_t x = c[static_cast<std::size_t>(a)];
+                at += (x >> 1) * step(a) + ((x & 1) << a) * plane_.size;
+                from += x * stride * shape.step[static_cast<std::size_t>(a)];
+            }
+            for (int64_t x = 0; x < grid_[static_cast<std::size_t>(inner)]; ++x)
+                planes[at + (x >> 1) + (x & 1) * start(1 << inner)] = frame[from + x * stride];
+            int a = inner - 1;
+            for (; a >= 0; --a) {
+                const std::size_t i = static_cast<std::size_t>(a);
+                if (++c[i] < grid_[i]) break;
+                c[i] = 0;
+            }
+            if (a < 0) return;
+        }
+    }
+
+  private:
+    Shape plane_;
+    std::array<int64_t, kMaxDims> grid_{};  // points of the level along each axis
+};
+
+// The planes of all levels, one after the other.
+class Pyramid {
+  public:
+    Pyramid(const Shape& shape, int levels) {
+        for (int l = 0; l < levels; ++l) {
+            levels_.emplace_back(shape, int64_t{1} << l);
+            start_.push_back(size_);
+            size_ += levels_.back().size();
+        }
+    }
+    const LevelPlanes& operator[](int level) const { return levels_[static_cast<std::size_t>(level)]; }
+    int64_t start(int level) const { return start_[static_cast<std::size_t>(level)]; }
+    int64_t size() const { return size_; }
+
+  private:
+    std::vector<LevelPlanes> levels_;
+    std::vector<int64_t> start_;
+    int64_t size_ = 0;
+};
+
 class ClassGeometry {
   public:
-    ClassGeometry(const Shape& shape, int set, int64_t stride, const std::vector<int>& order, bool reference)
-        : shape_(shape), stride_(stride) {
+    ClassGeometry(const Shape& shape, const LevelPlanes& planes, int set, int64_t stride, const std::vector<int>& order,
+                  bool reference)
+        : shape_(shape), planes_(planes), set_(set), stride_(stride) {
         for (int a = 0; a < shape.n; ++a) (set >> a & 1 ? odd_ : even_).push_back(a);
         layout = {static_cast<int>(odd_.size()), static_cast<int>(even_.size()), reference};
         const auto self = std::find(order.begin(), order.end(), set);
@@ -116,10 +218,11 @@ class ClassGeometry {
         auto means = [&](const T* x) {
             double sum = 0;
             for (int i = 0; i < m; ++i) {
-                const int64_t d = stride_ * step(odd_, i);
-                const double before = x[-d];
-                near[i] = 0.5 * (before + (around.mirrored >> i & 1 ? before : static_cast<double>(x[d])));
-                far[i] = around.far >> i & 1 ? 0.5 * (static_cast<double>(x[-3 * d]) + static_cast<double>(x[3 * d])) : near[i];
+                const double before = x[along(i, -1)];
+                near[i] = 0.5 * (before + (around.mirrored >> i & 1 ? before : static_cast<double>(x[along(i, 1)])));
+                far[i] = around.far >> i & 1
+                             ? 0.5 * (static_cast<double>(x[along(i, -3)]) + static_cast<double>(x[along(i, 3)]))
+                             : near[i];
                 sum += near[i];
             }
             return sum / m;
@@ -131,9 +234,8 @@ class ClassGeometry {
         for (int i = 0; i < layout.diagonals(); ++i) {
             feature[layout.diagonal() + i] = 0;
             if (!has_diagonal(around, i)) continue;
-            const auto [d, e] = diagonal_steps(i);
-            const double sum = static_cast<double>(x[-d - e]) + static_cast<double>(x[-d + e]) + static_cast<double>(x[d - e]) +
-                               static_cast<double>(x[d + e]);
+            const double sum = static_cast<double>(x[corner(i, -1, -1)]) + static_cast<double>(x[corner(i, -1, 1)]) +
+                               static_cast<double>(x[corner(i, 1, -1)]) + static_cast<double>(x[corner(i, 1, 1)]);
             feature[layout.diagonal() + i] = 0.25 * sum - base;
         }
         if (layout.reference) {
@@ -149,23 +251,23 @@ class ClassGeometry {
     int near_offsets(const Around& around, int64_t* offsets) const {
         int n = 0;
         for (int i = 0; i < layout.odd; ++i) {
-            const int64_t d = stride_ * step(odd_, i);
-            offsets[n++] = -d;
-            offsets[n++] = around.mirrored >> i & 1 ? -d : d;
+            offsets[n++] = along(i, -1);
+            offsets[n++] = along(i, around.mirrored >> i & 1 ? -1 : 1);
         }
         return n;
     }
 
   private:
-    int64_t step(const std::vector<int>& axes, int i) const {
-        return shape_.step[static_cast<std::size_t>(axes[static_cast<std::size_t>(i)])];
-    }
+    // Offset along the i-th odd axis, in strides.
+    int64_t along(int i, int distance) const { return planes_.offset(set_, odd_[static_cast<std::size_t>(i)], distance); }
     bool has_diagonal(const Around& around, int i) const {
         return around.mirrored == 0 && (layout.odd == 2 || (around.diagonal >> i & 1));
     }
-    std::pair<int64_t, int64_t> diagonal_steps(int i) const {
-        const int64_t d = stride_ * step(odd_, 0);
-        return {d, layout.odd == 2 ? stride_ * step(odd_, 1) : reach_[static_cast<std::size_t>(i)] * step(even_, i)};
+    // Offset to a corner of the i-th diagonal.
+    int64_t corner(int i, int d, int e) const {
+        const std::size_t k = static_cast<std::size_t>(i);
+        if (layout.odd == 2) return planes_.offset(set_, odd_[0], d, odd_[1], e);
+        return planes_.offset(set_, odd_[0], d, even_[k], e * static_cast<int>(reach_[k] / stride_));
     }
 
     // Coefficients in the order and with the arithmetic of the format.
@@ -189,21 +291,18 @@ class ClassGeometry {
                 base -= diagonal[i];
             }
         for (int i = 0; i < m; ++i) {
-            const int64_t d = stride_ * step(odd_, i);
-            out.add(-d, around.mirrored >> i & 1 ? -d : d, scale * (0.5 * (near[i] + base / m)), source);
+            out.add(along(i, -1), along(i, around.mirrored >> i & 1 ? -1 : 1), scale * (0.5 * (near[i] + base / m)), source);
         }
-        for (int i = 0; i < m; ++i) {
-            const int64_t d = 3 * stride_ * step(odd_, i);
-            out.add(-d, d, scale * (0.5 * far[i]), source);
-        }
+        for (int i = 0; i < m; ++i) out.add(along(i, -3), along(i, 3), scale * (0.5 * far[i]), source);
         for (int i = 0; i < layout.diagonals(); ++i) {
-            const auto [d, e] = diagonal_steps(i);
-            out.add(-d - e, d + e, scale * (0.25 * diagonal[i]), source);
-            out.add(-d + e, d - e, scale * (0.25 * diagonal[i]), source);
+            out.add(corner(i, -1, -1), corner(i, 1, 1), scale * (0.25 * diagonal[i]), source);
+            out.add(corner(i, -1, 1), corner(i, 1, -1), scale * (0.25 * diagonal[i]), source);
         }
     }
 
     Shape shape_;
+    const LevelPlanes& planes_;
+    int set_;
     int64_t stride_;
     std::vector<int> odd_, even_;
     std::vector<int64_t> reach_;
@@ -238,14 +337,15 @@ struct InterpolationPlan {
 template <class T, class Codes>
 class InterpolationCoder : ClosedLoop<T, Codes> {
     using Base = ClosedLoop<T, Codes>;
-    using Base::chunk_, Base::codes_, Base::coder_;
+    using Base::chunk_, Base::coder_;
 
   public:
     using Base::unused_outliers;
 
     InterpolationCoder(const InterpolationPlan& plan, Chunk<T>& chunk, Codes& coder)
-        : Base(chunk, plan.frame.size * plan.frames, coder),
+        : Base(chunk, coder),
           plan_(plan),
+          pyramid_(plan.frame, plan.levels()),
           order_(class_order(plan.frame.n, plan.reversed)),
           known_(2 * kFitLevels * order_.size()),
           weights_(known_.size()) {
@@ -259,18 +359,43 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const int64_t size = plan_.frame.size;
         if constexpr (!Codes::decoding)
             if (plan_.frames > 1) train();
+        const std::size_t buffers = plan_.reference ? 2 : 1, planes = static_cast<std::size_t>(pyramid_.size());
+        const std::unique_ptr<T[]> values(new T[buffers * planes]);  // every place is written before it is read
+        const std::unique_ptr<int16_t[]> codes(new int16_t[buffers * planes]);
         for (int64_t f = 0; f < plan_.frames; ++f) {
             frame_ = f * size;
-            source_ = {chunk_.out + frame_, f ? chunk_.out + frame_ - size : nullptr};
             referring_ = plan_.reference && f > 0;
-            code_root(f ? static_cast<double>(chunk_.out[frame_ - size]) : plan_.offset);
-            for (int level = plan_.levels() - 1; level >= 0; --level)
+            const std::size_t now = plan_.reference ? static_cast<std::size_t>(f & 1) * planes : 0, before = planes - now;
+            const int levels = plan_.levels();
+            T root;
+            int16_t root_code;
+            code_root(f ? static_cast<double>(chunk_.out[frame_ - size]) : plan_.offset, root, root_code);
+            if (levels == 0) chunk_.out[frame_] = root;
+            for (int level = levels - 1; level >= 0; --level) {
+                const LevelPlanes& here = pyramid_[level];
+                const std::size_t start = static_cast<std::size_t>(pyramid_.start(level));
+                values_ = values.get() + now + start;
+                codes_ = codes.get() + now + start;
+                source_ = {values_, referring_ ? values.get() + before + start : nullptr};
+                codes_before_ = referring_ ? codes.get() + before + start : nullptr;
+                if (level == levels - 1) {
+                    values_[0] = root;
+                    codes_[0] = root_code;
+                }
                 for (std::size_t k = 0; k < order_.size(); ++k) {
                     if (!exists(order_[k], level)) continue;
-                    const ClassGeometry geometry(plan_.frame, order_[k], int64_t{1} << level, order_, referring_);
+                    const ClassGeometry geometry(plan_.frame, here, order_[k], int64_t{1} << level, order_, referring_);
                     const Weights w = pass_weights(geometry, level, k);
                     code_pass(geometry, w, order_[k], level);
                 }
+                if (level == 0) {
+                    here.merge(values_, chunk_.out + frame_);
+                } else {
+                    const std::size_t finer = now + static_cast<std::size_t>(pyramid_.start(level - 1));
+                    here.merge(values_, values.get() + finer);
+                    here.merge(codes_, codes.get() + finer);
+                }
+            }
         }
     }
 
@@ -303,32 +428,37 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         return weights_[i];
     }
 
-    void code_root(double prediction) {
+    void code_root(double prediction, T& value, int16_t& memory) {
         const double step = plan_.step_at(plan_.levels());
         if (this->masked(frame_)) {
-            chunk_.out[frame_] = static_cast<T>(prediction);
+            value = static_cast<T>(prediction);
+            memory = 0;
             return;
         }
-        sums_.expected[0] = 1024;
+        sums_.expected[0] = sums_.narrow[0] = 1024;
         sums_.near[0] = sums_.other[0] = 0;
         sums_.north[0] = 0;
         int32_t code = 0;
         if constexpr (!Codes::decoding)
             code = quantize<T>(chunk_.data[frame_], prediction, step, 1.0 / step, chunk_.tolerance);
         coder_.line({sums_, 0, 0, false, nullptr, 0, 1}, &code);
-        this->settle(frame_, prediction, step, code);
+        this->settle(frame_, prediction, step, code, value, memory);
     }
 
-    // Visits the lines of a class: element of x = 0, coordinates of the axes.
+    // Visits the lines of a class: first element in the planes, element of x = 0 in the frame, coordinates of the axes.
     template <class Visit>
     void for_each_line(int set, int64_t s, Visit visit) const {
+        const LevelPlanes& planes = pyramid_[highest_bit(static_cast<uint32_t>(s))];
         const Shape& shape = plan_.frame;
         std::array<int64_t, kMaxDims> c{}, start{};
         for (std::size_t a = 0; a < static_cast<std::size_t>(shape.n); ++a) c[a] = start[a] = set >> a & 1 ? s : 0;
         while (true) {
-            int64_t at = 0;
-            for (std::size_t a = 0; a + 1 < static_cast<std::size_t>(shape.n); ++a) at += c[a] * shape.step[a];
-            visit(at, c);
+            int64_t at = 0, first = planes.start(set);
+            for (std::size_t a = 0; a + 1 < static_cast<std::size_t>(shape.n); ++a) {
+                at += c[a] * shape.step[a];
+                first += c[a] / (2 * s) * planes.step(static_cast<int>(a));
+            }
+            visit(first, at, c);
             int a = shape.n - 2;
             for (; a >= 0; --a) {
                 const std::size_t i = static_cast<std::size_t>(a);
@@ -349,7 +479,8 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         return {x0, dx, (plan_.frame.dim[static_cast<std::size_t>(inner)] - x0 + dx - 1) / dx};
     }
 
-    // Predicts every line of a class and hands it over: element of the first point, what is around the line, coordinates.
+    // Predicts every line of a class and hands it over: its first point in the planes and in the frame, what is around the
+    // line, coordinates.
     template <class Visit>
     void predict_pass(const ClassGeometry& geometry, const Weights& w, int set, int level, const std::array<const T*, 2>& source,
                       Visit visit) {
@@ -369,19 +500,17 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
             if (!entry) entry = std::make_unique<Stencil>(geometry.stencil(w, around));
             return *entry;
         };
-        for_each_line(set, s, [&](int64_t at, const std::array<int64_t, kMaxDims>& c) {
+        for_each_line(set, s, [&](int64_t first, int64_t at, const std::array<int64_t, kMaxDims>& c) {
             Around around;
             for (int a = 0; a < inner; ++a) geometry.look(around, a, c[static_cast<std::size_t>(a)]);
-            const int64_t first = at + line.x0;
             auto predict = [&](int64_t from, int64_t to) {
                 if (to > from)
-                    apply_stencil(stencil(around, from), source.data(), first + from * line.dx, line.dx, to - from,
-                                  prediction_.data() + from);
+                    apply_stencil(stencil(around, from), source.data(), first + from, to - from, prediction_.data() + from);
             };
             for (int64_t i = 0; i < i0; ++i) predict(i, i + 1);
             predict(i0, i1);
             for (int64_t i = i1; i < line.count; ++i) predict(i, i + 1);
-            visit(first, around, c);
+            visit(first, at + line.x0, around, c);
         });
     }
 
@@ -390,17 +519,18 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const int64_t s = int64_t{1} << level;
         const Line line = line_of(set, s);
         const int group = std::min(level, 1) * 3 + std::min(geometry.layout.odd, 3) - 1;
-        predict_pass(geometry, w, set, level, source_, [&](int64_t first, const Around& around, const auto& c) {
+        predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around& around, const auto& c) {
             gather(geometry, around, c, s, line, first);
-            const int64_t at = frame_ + first;
+            const int64_t at = frame_ + in_frame;
             if constexpr (!Codes::decoding)
                 quantize_line(chunk_.data + at, line.dx, line.count, prediction_.data(), step, inverse, chunk_.tolerance,
                               code_.data());
             coder_.line({sums_, group, 4, true, this->mask_at(at), line.dx, line.count}, code_.data());
-            if (!settle_line(prediction_.data(), code_.data(), step, line.dx, line.count, chunk_.out + at, codes_.data() + at))
+            if (!settle_line<Codes::clip>(prediction_.data(), code_.data(), step, line.count, values_ + first, codes_ + first))
                 for (int64_t i = 0; i < line.count; ++i)
                     if (code_[static_cast<std::size_t>(i)] == kOutlier)
-                        this->settle(at + i * line.dx, prediction_[static_cast<std::size_t>(i)], step, kOutlier);
+                        this->settle(at + i * line.dx, prediction_[static_cast<std::size_t>(i)], step, kOutlier,
+                                     values_[first + i], codes_[first + i]);
         });
     }
 
@@ -408,8 +538,10 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     void gather(const ClassGeometry& geometry, const Around& outer, const std::array<int64_t, kMaxDims>& c, int64_t s,
                 const Line& line, int64_t first) {
         const Shape& shape = plan_.frame;
-        const std::size_t inner = static_cast<std::size_t>(shape.n - 1);
-        const int16_t* codes = codes_.data() + frame_ + first;
+        const LevelPlanes& planes = pyramid_[highest_bit(static_cast<uint32_t>(s))];
+        const int inner = shape.n - 1;
+        const auto there = [&](int axis) { return axis >= 0 && c[static_cast<std::size_t>(axis)] >= 2 * s; };
+        const int16_t* codes = codes_ + first;
         NeighbourLines lines;
         lines.near_weight = geometry.layout.odd <= 2 ? 2 : 1;
         Around at_start = outer, at_end = outer;
@@ -417,15 +549,19 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         geometry.look(at_end, shape.n - 1, line.x0 + (line.count - 1) * line.dx);
         lines.near_count = geometry.near_offsets(at_start, lines.near);
         geometry.near_offsets(at_end, lines.near_last);
-        if (inner >= 1 && c[inner - 1] >= 2 * s) lines.north = codes - 2 * s * shape.step[inner - 1];
-        if (inner >= 2 && c[inner - 2] >= 2 * s) lines.plane = codes - 2 * s * shape.step[inner - 2];
-        if (referring_) lines.reference = codes - shape.size;
-        gather_line(codes, lines, line.dx, line.count, sums_);
+        if (there(inner - 1)) lines.north = codes - planes.step(inner - 1);
+        if (there(inner - 2)) lines.plane = codes - planes.step(inner - 2);
+        if (referring_) lines.reference = codes_before_ + first;
+        if constexpr (Codes::narrow) {
+            gather_narrow_line(codes, lines, line.count, sums_);
+        } else {
+            gather_line(codes, lines, line.count, sums_);
+        }
     }
 
     // ---- encoder only ------------------------------------------------------------------------------------------
 
-    // A frame to fit to: what predicts, what is to be predicted.
+    // A frame to fit to: planes of what predicts, and what is to be predicted.
     struct Sample {
         std::array<const T*, 2> source;
         const T* data;
@@ -434,13 +570,14 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
 
     Weights fit(const ClassGeometry& geometry, int set, int level, const std::vector<Sample>& samples) const {
         constexpr int64_t kTooFew = 64;
-        const int64_t enough = std::clamp<int64_t>(plan_.frame.size * plan_.frames / 64, 1500, 6000);  // less for a trial
+        const int64_t size = plan_.frame.size * plan_.frames;  // less for a trial, and where time counts
+        const int64_t enough = Codes::narrow ? std::clamp<int64_t>(size / 256, 400, 1500) : std::clamp<int64_t>(size / 64, 1500, 6000);
         const int64_t s = int64_t{1} << level;
         const int inner = plan_.frame.n - 1;
         const Line line = line_of(set, s);
         const Weights defaults = geometry.layout.defaults();
         int64_t lines = 0;
-        for_each_line(set, s, [&](int64_t, const auto&) { ++lines; });
+        for_each_line(set, s, [&](int64_t, int64_t, const auto&) { ++lines; });
         const int64_t points = lines * line.count * static_cast<int64_t>(samples.size());
         const int64_t skip = std::max<int64_t>(1, points / enough);
         const int n = geometry.layout.count();
@@ -448,7 +585,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         int64_t seen = 0;
         double feature[kMaxWeights];
         for (const Sample& sample : samples)
-            for_each_line(set, s, [&](int64_t at, const std::array<int64_t, kMaxDims>& c) {
+            for_each_line(set, s, [&](int64_t first, int64_t at, const std::array<int64_t, kMaxDims>& c) {
                 Around outer;
                 for (int a = 0; a < inner; ++a) geometry.look(outer, a, c[static_cast<std::size_t>(a)]);
                 int64_t i = (skip - seen % skip) % skip;
@@ -458,7 +595,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                     if (sample.mask && sample.mask[here]) continue;
                     Around around = outer;
                     geometry.look(around, inner, line.x0 + i * line.dx);
-                    const double base = geometry.features(sample.source.data(), here, around, feature);
+                    const double base = geometry.features(sample.source.data(), first + i, around, feature);
                     sampled.insert(sampled.end(), feature, feature + n);
                     sampled.push_back(static_cast<double>(sample.data[here]) - base);
                 }
@@ -467,7 +604,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) prior[i] = defaults[i] * kWeightUnit;
         Weights w = defaults;
         // Bytes grow with the logarithm of an error: in the second round large ones weigh less.
-        for (int round = 0; round < 2; ++round) {
+        for (int round = 0; round < (Codes::narrow ? 1 : 2); ++round) {
             NormalEquations equations;
             equations.n = n;
             for (std::size_t i = 0; i < sampled.size(); i += static_cast<std::size_t>(n) + 1) {
@@ -492,12 +629,13 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const int64_t size = plan_.frame.size, first = plan_.reference ? 1 : 0;
         const int64_t wanted = std::clamp<int64_t>(kEnough / size, 1, kSamples);
         const int64_t n = std::min(wanted, plan_.frames - first);
-        std::vector<T> out(static_cast<std::size_t>(size * n)), before(plan_.reference ? out.size() : 0);
+        const std::size_t planes = static_cast<std::size_t>(pyramid_.size());
+        std::vector<T> values(planes * static_cast<std::size_t>(n)), before(plan_.reference ? static_cast<std::size_t>(size * n) : 0);
+        std::vector<T> reference(plan_.reference ? values.size() : 0);  // planes of `before`
         std::vector<Sample> samples;
         for (int64_t i = 0; i < n; ++i) {
             const int64_t frame = first + (2 * i + 1) * (plan_.frames - first) / (2 * n);
-            Sample sample{
-                {out.data() + i * size, nullptr}, chunk_.data + frame * size, chunk_.mask ? chunk_.mask + frame * size : nullptr};
+            Sample sample{{}, chunk_.data + frame * size, chunk_.mask ? chunk_.mask + frame * size : nullptr};
             if (plan_.reference) {  // the frame before as the quantizer might have left it
                 T* y = before.data() + i * size;
                 const T* x = sample.data - size;
@@ -505,38 +643,51 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                     y[j] = static_cast<T>(std::nearbyint(static_cast<double>(x[j]) / plan_.step) * plan_.step);
                     if (!std::isfinite(y[j])) y[j] = static_cast<T>(plan_.offset);
                 }
-                sample.source[1] = y;
             }
-            out[static_cast<std::size_t>(i * size)] =
-                sample.mask && sample.mask[0] ? static_cast<T>(plan_.offset) : sample.data[0];
             samples.push_back(sample);
         }
+        const auto planes_of = [&](std::vector<T>& all, std::size_t i, int level) {
+            return all.data() + i * planes + static_cast<std::size_t>(pyramid_.start(level));
+        };
         referring_ = plan_.reference;
-        for (int level = plan_.levels() - 1; level >= 0; --level)
+        for (int level = plan_.levels() - 1; level >= 0; --level) {
+            for (std::size_t i = 0; i < samples.size(); ++i) {
+                T* here = planes_of(values, i, level);
+                samples[i].source = {here, plan_.reference ? planes_of(reference, i, level) : nullptr};
+                if (plan_.reference)
+                    pyramid_[level].split(before.data() + static_cast<int64_t>(i) * size, plan_.frame, int64_t{1} << level,
+                                          planes_of(reference, i, level));
+                if (level + 1 < plan_.levels()) {
+                    pyramid_[level + 1].merge(planes_of(values, i, level + 1), here);
+                } else {
+                    here[0] = samples[i].mask && samples[i].mask[0] ? static_cast<T>(plan_.offset) : samples[i].data[0];
+                }
+            }
             for (std::size_t k = 0; k < order_.size(); ++k) {
                 if (!exists(order_[k], level)) continue;
                 const int set = order_[k];
-                const ClassGeometry geometry(plan_.frame, set, int64_t{1} << level, order_, referring_);
+                const ClassGeometry geometry(plan_.frame, pyramid_[level], set, int64_t{1} << level, order_, referring_);
                 Weights w = geometry.layout.defaults();
                 if (level < kFitLevels) weights_[slot(level, k)] = w = fit(geometry, set, level, samples);
                 const double step = plan_.step_at(level), inverse = 1.0 / step;
                 const Line line = line_of(set, int64_t{1} << level);
                 for (const Sample& sample : samples) {
                     T* target = const_cast<T*>(sample.source[0]);
-                    predict_pass(geometry, w, set, level, sample.source, [&](int64_t at, const Around&, const auto&) {
+                    predict_pass(geometry, w, set, level, sample.source, [&](int64_t at, int64_t in_frame, const Around&, const auto&) {
                         for (int64_t i = 0; i < line.count; ++i) {
-                            const int64_t here = at + i * line.dx;
+                            const int64_t here = in_frame + i * line.dx;
                             const double p = prediction_[static_cast<std::size_t>(i)];
                             if (sample.mask && sample.mask[here]) {
-                                target[here] = static_cast<T>(p);
+                                target[at + i] = static_cast<T>(p);
                                 continue;
                             }
                             const int32_t code = quantize<T>(sample.data[here], p, step, inverse, chunk_.tolerance);
-                            target[here] = code == kOutlier ? sample.data[here] : reconstruct<T>(p, code, step);
+                            target[at + i] = code == kOutlier ? sample.data[here] : reconstruct<T>(p, code, step);
                         }
                     });
                 }
             }
+        }
         if (plan_.reference) {  // the first frame has no reference
             referring_ = false;
             for (int level = 0; level < std::min(kFitLevels, plan_.levels()); ++level)
@@ -548,13 +699,17 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     }
 
     const InterpolationPlan& plan_;
+    Pyramid pyramid_;
     std::vector<int> order_;
     std::vector<bool> known_;
     std::vector<Weights> weights_;
     std::vector<double> prediction_;
     std::vector<int32_t> code_;
     LineSums sums_;
+    T* values_ = nullptr;  // planes of the level that is coded, of the frame and of the one that it refers to
+    int16_t* codes_ = nullptr;
     std::array<const T*, 2> source_{};
+    const int16_t* codes_before_ = nullptr;
     int64_t frame_ = 0;  // element of the frame's first value
     bool referring_ = false;
 };

@@ -3,8 +3,8 @@
 // multiply-adds.
 // No include guard.
 
-template <int N, int Distance, class T>
-AESZ_TARGET void accumulate(const Stencil::Pair* pair, const T* const* source, int64_t at, int64_t distance, int64_t count,
+template <int N, class T>
+AESZ_TARGET void accumulate(const Stencil::Pair* pair, const T* const* source, int64_t at, int64_t count,
                             bool first, double* AESZ_RESTRICT out) {
     const T* a[N];
     const T* b[N];
@@ -14,47 +14,44 @@ AESZ_TARGET void accumulate(const Stencil::Pair* pair, const T* const* source, i
         b[k] = source[pair[k].source] + at + pair[k].b;
         c[k] = pair[k].c;
     }
-    const int64_t d = Distance ? Distance : distance;
     if (first) {
         for (int64_t i = 0; i < count; ++i) {
             double sum = 0.0;
-            for (int k = 0; k < N; ++k) sum += c[k] * (static_cast<double>(a[k][i * d]) + static_cast<double>(b[k][i * d]));
+            for (int k = 0; k < N; ++k) sum += c[k] * (static_cast<double>(a[k][i]) + static_cast<double>(b[k][i]));
             out[i] = sum;
         }
     } else {
         for (int64_t i = 0; i < count; ++i) {
             double sum = out[i];
-            for (int k = 0; k < N; ++k) sum += c[k] * (static_cast<double>(a[k][i * d]) + static_cast<double>(b[k][i * d]));
+            for (int k = 0; k < N; ++k) sum += c[k] * (static_cast<double>(a[k][i]) + static_cast<double>(b[k][i]));
             out[i] = sum;
         }
     }
 }
 
-template <int Distance, class T>
-AESZ_TARGET void apply(const Stencil& stencil, const T* const* source, int64_t at, int64_t distance, int64_t count, double* out) {
+template <class T>
+AESZ_TARGET void apply(const Stencil& stencil, const T* const* source, int64_t at, int64_t count, double* out) {
     for (int64_t i = 0; stencil.count == 0 && i < count; ++i) out[i] = 0.0;
     for (int k = 0; k < stencil.count;) {
         const int n = stencil.count - k < 4 ? stencil.count - k : 4;
         const Stencil::Pair* pair = stencil.pair.data() + k;
         const bool first = k == 0;
-        if (n == 4) accumulate<4, Distance>(pair, source, at, distance, count, first, out);
-        if (n == 3) accumulate<3, Distance>(pair, source, at, distance, count, first, out);
-        if (n == 2) accumulate<2, Distance>(pair, source, at, distance, count, first, out);
-        if (n == 1) accumulate<1, Distance>(pair, source, at, distance, count, first, out);
+        if (n == 4) accumulate<4>(pair, source, at, count, first, out);
+        if (n == 3) accumulate<3>(pair, source, at, count, first, out);
+        if (n == 2) accumulate<2>(pair, source, at, count, first, out);
+        if (n == 1) accumulate<1>(pair, source, at, count, first, out);
         k += n;
     }
 }
 
-template <int Distance>
-AESZ_TARGET void gather(const int16_t* codes, const NeighbourLines& lines, int64_t distance, int64_t count,
+AESZ_TARGET inline void gather(const int16_t* codes, const NeighbourLines& lines, int64_t count,
                         uint32_t* AESZ_RESTRICT expected, uint32_t* AESZ_RESTRICT near, uint32_t* AESZ_RESTRICT other,
                         int32_t* AESZ_RESTRICT north) {
-    const int64_t d = Distance ? Distance : distance;
     for (int64_t i = 0; i < count; ++i) near[i] = 0;
     for (int k = 0; k < lines.near_count; ++k) {
         const int16_t* n = codes + lines.near[k];
-        for (int64_t i = 0; i + 1 < count; ++i) near[i] += magnitude(n[i * d]);
-        near[count - 1] += magnitude(codes[(count - 1) * d + lines.near_last[k]]);
+        for (int64_t i = 0; i + 1 < count; ++i) near[i] += magnitude(n[i]);
+        near[count - 1] += magnitude(codes[(count - 1) + lines.near_last[k]]);
     }
     const uint32_t scale = 16 / static_cast<uint32_t>(lines.near_count);
     for (int64_t i = 0; i < count; ++i) {
@@ -65,21 +62,21 @@ AESZ_TARGET void gather(const int16_t* codes, const NeighbourLines& lines, int64
     }
     if (const int16_t* n = lines.north) {
         for (int64_t i = 0; i < count; ++i) {
-            north[i] = n[i * d];
-            expected[i] += 3 * magnitude(n[i * d]);
+            north[i] = n[i];
+            expected[i] += 3 * magnitude(n[i]);
         }
         for (int64_t i = 1; i < count; ++i) expected[i] += magnitude(north[i - 1]);
         for (int64_t i = 0; i + 1 < count; ++i) expected[i] += 2 * magnitude(north[i + 1]);
     }
     if (const int16_t* p = lines.plane) {
         for (int64_t i = 0; i < count; ++i) {
-            other[i] = 16 * magnitude(p[i * d]);
+            other[i] = 16 * magnitude(p[i]);
             expected[i] += other[i] / 8;
         }
     }
     if (const int16_t* p = lines.reference) {
         for (int64_t i = 0; i < count; ++i) {
-            other[i] = 16 * magnitude(p[i * d]);
+            other[i] = 16 * magnitude(p[i]);
             expected[i] += other[i] / 4;
         }
     }
@@ -92,16 +89,15 @@ AESZ_TARGET void quantize_all(const T* data, int64_t distance, int64_t count, co
     for (int64_t i = 0; i < count; ++i) code[i] = quantize<T>(data[i * d], prediction[i], step, inverse, tolerance);
 }
 
-template <int Distance, class T>
+template <int Clip, class T>
 AESZ_TARGET bool settle_all(const double* AESZ_RESTRICT prediction, const int32_t* AESZ_RESTRICT code, double step,
-                            int64_t distance, int64_t count, T* AESZ_RESTRICT out, int16_t* AESZ_RESTRICT memory) {
-    const int64_t d = Distance ? Distance : distance;
+                            int64_t count, T* AESZ_RESTRICT out, int16_t* AESZ_RESTRICT memory) {
     int32_t least = 0;
     for (int64_t i = 0; i < count; ++i) {
         const int32_t c = code[i];
         least = c < least ? c : least;
-        out[i * d] = reconstruct<T>(prediction[i], c, step);
-        memory[i * d] = static_cast<int16_t>(c < -kClip ? -kClip : c > kClip ? kClip : c);
+        out[i] = reconstruct<T>(prediction[i], c, step);
+        memory[i] = static_cast<int16_t>(c < -Clip ? -Clip : c > Clip ? Clip : c);
     }
     return least != kOutlier;
 }
@@ -147,4 +143,84 @@ AESZ_TARGET inline void gather_causal(const int16_t* north, const int16_t* north
         }
         for (int64_t i = 0; i + 1 < count; ++i) expected[i] += magnitude(plane[i + 1]);
     }
+}
+
+// Scale classes of expected magnitudes below 2^16, two an octave: exponent and first bit of x + 4 as a float, which is exact.
+AESZ_TARGET inline void classify(const uint16_t* AESZ_RESTRICT expected, int64_t count, uint8_t* AESZ_RESTRICT scale) {
+    for (int64_t i = 0; i < count; ++i) {
+        const float v = static_cast<float>(static_cast<int32_t>(expected[i]) + 4);
+        int32_t bits;
+        std::memcpy(&bits, &v, 4);
+        scale[i] = static_cast<uint8_t>((bits >> 22) - 2 * (127 + 2));
+    }
+}
+
+inline uint16_t small(int16_t code) { return static_cast<uint16_t>(code < 0 ? -code : code); }
+
+// The static coder's sums, of codes clipped to kNarrowClip: below 2^16.
+AESZ_TARGET inline void gather_narrow(const int16_t* codes, const NeighbourLines& lines, int64_t count,
+                               uint16_t* AESZ_RESTRICT sum) {
+    const int16_t *a = codes + lines.near[0], *b = codes + lines.near[1];
+    for (int64_t i = 0; i + 1 < count; ++i) sum[i] = static_cast<uint16_t>(small(a[i]) + small(b[i]));
+    const int64_t end = (count - 1);
+    sum[count - 1] = static_cast<uint16_t>(small(codes[end + lines.near_last[0]]) + small(codes[end + lines.near_last[1]]));
+    for (int k = 2; k < lines.near_count; k += 2) {
+        a = codes + lines.near[k], b = codes + lines.near[k + 1];
+        for (int64_t i = 0; i + 1 < count; ++i) sum[i] = static_cast<uint16_t>(sum[i] + small(a[i]) + small(b[i]));
+        sum[count - 1] = static_cast<uint16_t>(sum[count - 1] + small(codes[end + lines.near_last[k]]) +
+                                               small(codes[end + lines.near_last[k + 1]]));
+    }
+    if (lines.near_weight == 2)
+        for (int64_t i = 0; i < count; ++i) sum[i] = static_cast<uint16_t>(2 * sum[i]);
+    if (const int16_t* n = lines.north) {
+        for (int64_t i = 1; i + 1 < count; ++i)
+            sum[i] = static_cast<uint16_t>(sum[i] + 3 * small(n[i]) + small(n[i - 1]) + 2 * small(n[i + 1]));
+        sum[0] = static_cast<uint16_t>(sum[0] + 3 * small(n[0]) + (count > 1 ? 2 * small(n[1]) : 0));
+        if (count > 1) sum[count - 1] = static_cast<uint16_t>(sum[count - 1] + 3 * small(n[end]) + small(n[end - 1]));
+    }
+    if (const int16_t* p = lines.plane)
+        for (int64_t i = 0; i < count; ++i) sum[i] = static_cast<uint16_t>(sum[i] + 2 * small(p[i]));
+    if (const int16_t* p = lines.reference)
+        for (int64_t i = 0; i < count; ++i) sum[i] = static_cast<uint16_t>(sum[i] + 4 * small(p[i]));
+}
+
+AESZ_TARGET inline void gather_causal_narrow(const int16_t* north, const int16_t* north2, const int16_t* plane, int64_t count,
+                                             uint16_t* AESZ_RESTRICT sum) {
+    for (int64_t i = 0; i < count; ++i) sum[i] = 0;
+    if (north) {
+        for (int64_t i = 1; i + 1 < count; ++i)
+            sum[i] = static_cast<uint16_t>(4 * small(north[i]) + small(north[i - 1]) + 2 * small(north[i + 1]));
+        sum[0] = static_cast<uint16_t>(4 * small(north[0]) + (count > 1 ? 2 * small(north[1]) : 0));
+        if (count > 1) sum[count - 1] = static_cast<uint16_t>(4 * small(north[count - 1]) + small(north[count - 2]));
+    }
+    if (north2)
+        for (int64_t i = 0; i < count; ++i) sum[i] = static_cast<uint16_t>(sum[i] + small(north2[i]));
+    if (plane) {
+        for (int64_t i = 0; i + 1 < count; ++i) sum[i] = static_cast<uint16_t>(sum[i] + 3 * small(plane[i]) + small(plane[i + 1]));
+        sum[count - 1] = static_cast<uint16_t>(sum[count - 1] + 3 * small(plane[count - 1]));
+    }
+}
+
+// out = even[0], odd[0], even[1], ...
+template <class U>
+AESZ_TARGET void zip(const U* AESZ_RESTRICT even, const U* AESZ_RESTRICT odd, int64_t count, U* AESZ_RESTRICT out) {
+    for (int64_t i = 0; i < count / 2; ++i) {
+        out[2 * i] = even[i];
+        out[2 * i + 1] = odd[i];
+    }
+    if (count % 2) out[count - 1] = even[count / 2];
+}
+
+// Whether no value is further from the original than the tolerance, nor not finite.
+template <class T>
+AESZ_TARGET bool all_within(const T* x, const T* y, int64_t count, double tolerance) {
+    constexpr int64_t kBlock = 4096;
+    for (int64_t i = 0; i < count; i += kBlock) {
+        const int64_t end = count - i < kBlock ? count : i + kBlock;
+        int64_t outside = 0;
+        for (int64_t k = i; k < end; ++k)
+            outside |= !(std::abs(static_cast<double>(x[k]) - static_cast<double>(y[k])) <= tolerance);
+        if (outside) return false;
+    }
+    return true;
 }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "closed_loop.hpp"
@@ -59,43 +60,54 @@ namespace avx2 = portable;
 inline const bool kAvx2 = [] {
 #if AESZ_HAS_AVX2
     const char* wish = std::getenv("AESZ_SIMD");
-    return !(wish && wish[0] == '0') && __builtin_cpu_supports("avx2");
+    return !(wish && wish[0] == '0') && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+           __builtin_cpu_supports("bmi2");
 #else
     return false;
 #endif
 }();
 
-#define AESZ_DISPATCH(function, ...)                                                           \
-    (kAvx2 ? (distance == 2 ? avx2::function<2>(__VA_ARGS__) : avx2::function<0>(__VA_ARGS__)) \
-           : (distance == 2 ? portable::function<2>(__VA_ARGS__) : portable::function<0>(__VA_ARGS__)))
-
-// Predictions of `count` points that lie `distance` elements apart, from element `at` on.
+// Predictions of `count` points from element `at` on.
 template <class T>
-void apply_stencil(const Stencil& stencil, const T* const* source, int64_t at, int64_t distance, int64_t count, double* out) {
-    AESZ_DISPATCH(apply, stencil, source, at, distance, count, out);
+void apply_stencil(const Stencil& stencil, const T* const* source, int64_t at, int64_t count, double* out) {
+    kAvx2 ? avx2::apply(stencil, source, at, count, out) : portable::apply(stencil, source, at, count, out);
 }
 
-// Codes of a line: `quantize` for every point.
+// Codes of a line whose values lie `distance` apart: `quantize` for every point.
 template <class T>
 void quantize_line(const T* data, int64_t distance, int64_t count, const double* prediction, double step, double inverse,
                    double tolerance, int32_t* code) {
-    AESZ_DISPATCH(quantize_all, data, distance, count, prediction, step, inverse, tolerance, code);
+    if (kAvx2) {
+        distance == 2 ? avx2::quantize_all<2>(data, distance, count, prediction, step, inverse, tolerance, code)
+                      : avx2::quantize_all<0>(data, distance, count, prediction, step, inverse, tolerance, code);
+    } else {
+        distance == 2 ? portable::quantize_all<2>(data, distance, count, prediction, step, inverse, tolerance, code)
+                      : portable::quantize_all<0>(data, distance, count, prediction, step, inverse, tolerance, code);
+    }
 }
 
 // Reconstructs a line and remembers its codes; whether there are no outliers, whose values are left to the caller.
-template <class T>
-bool settle_line(const double* prediction, const int32_t* code, double step, int64_t distance, int64_t count, T* out,
-                 int16_t* memory) {
-    return AESZ_DISPATCH(settle_all, prediction, code, step, distance, count, out, memory);
+template <int Clip, class T>
+bool settle_line(const double* prediction, const int32_t* code, double step, int64_t count, T* out, int16_t* memory) {
+    return kAvx2 ? avx2::settle_all<Clip>(prediction, code, step, count, out, memory)
+                 : portable::settle_all<Clip>(prediction, code, step, count, out, memory);
 }
 
 // Sums of the codes around a line.
-inline void gather_line(const int16_t* codes, const NeighbourLines& lines, int64_t distance, int64_t count, LineSums& sums) {
-    AESZ_DISPATCH(gather, codes, lines, distance, count, sums.expected.data(), sums.near.data(), sums.other.data(),
-                  sums.north.data());
+inline void gather_line(const int16_t* codes, const NeighbourLines& lines, int64_t count, LineSums& sums) {
+    (kAvx2 ? avx2::gather : portable::gather)(codes, lines, count, sums.expected.data(), sums.near.data(), sums.other.data(),
+                                              sums.north.data());
 }
 
-#undef AESZ_DISPATCH
+// The same for the static coder: less of it.
+inline void gather_narrow_line(const int16_t* codes, const NeighbourLines& lines, int64_t count, LineSums& sums) {
+    (kAvx2 ? avx2::gather_narrow : portable::gather_narrow)(codes, lines, count, sums.narrow.data());
+}
+
+template <class U>
+void interleave(const U* even, const U* odd, int64_t count, U* out) {
+    kAvx2 ? avx2::zip(even, odd, count, out) : portable::zip(even, odd, count, out);
+}
 
 // The causal predictor's sums over the lines before: coefficient times value, in the order of the taps.
 template <class T>
@@ -108,6 +120,21 @@ void add_taps(const T* line, const int64_t* offset, const double* coefficient, i
 inline void gather_causal(const int16_t* north, const int16_t* north2, const int16_t* plane, int64_t count, LineSums& sums) {
     const auto run = kAvx2 ? avx2::gather_causal : portable::gather_causal;
     run(north, north2, plane, count, sums.expected.data(), sums.near.data(), sums.other.data(), sums.north.data());
+}
+
+// The same for the static coder.
+inline void gather_causal_narrow(const int16_t* north, const int16_t* north2, const int16_t* plane, int64_t count,
+                                 LineSums& sums) {
+    (kAvx2 ? avx2::gather_causal_narrow : portable::gather_causal_narrow)(north, north2, plane, count, sums.narrow.data());
+}
+
+inline void classify(const uint16_t* expected, int64_t count, uint8_t* scale) {
+    (kAvx2 ? avx2::classify : portable::classify)(expected, count, scale);
+}
+
+template <class T>
+bool all_within(const T* x, const T* y, int64_t count, double tolerance) {
+    return kAvx2 ? avx2::all_within(x, y, count, tolerance) : portable::all_within(x, y, count, tolerance);
 }
 
 }  // namespace aesz

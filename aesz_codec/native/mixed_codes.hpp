@@ -16,6 +16,8 @@ template <class Coder>
 class MixedCodes {
   public:
     static constexpr bool decoding = Coder::decoding;
+    static constexpr int32_t clip = kClip;
+    static constexpr bool narrow = false;
 
     explicit MixedCodes(Coder& coder) : coder_(coder), models_(kMixedContexts, kGroups * 16) {}
 

@@ -14,6 +14,7 @@
 #include "mixed_codes.hpp"
 #include "lossless.hpp"
 #include "range_coder.hpp"
+#include "static_codes.hpp"
 
 namespace nb = nanobind;
 using namespace aesz;
@@ -85,6 +86,12 @@ CoderKind coder_kind(int coder) {
 // Calls `run(codes)` with the coder of codes that is wished for.
 template <class Run>
 std::vector<uint8_t> write_codes(CoderKind kind, const Run& run) {
+    if (kind == CoderKind::fixed) {
+        TokenEncoder encoder;
+        StaticCodes<TokenEncoder> codes(encoder);
+        run(codes);
+        return encoder.finish();
+    }
     RangeEncoder encoder;
     if (kind == CoderKind::mixed) {
         MixedCodes<RangeEncoder> codes(encoder);
@@ -98,6 +105,12 @@ std::vector<uint8_t> write_codes(CoderKind kind, const Run& run) {
 
 template <class Run>
 void read_codes(CoderKind kind, const uint8_t* data, std::size_t size, const Run& run) {
+    if (kind == CoderKind::fixed) {
+        TokenDecoder decoder(data, size);
+        StaticCodes<TokenDecoder> codes(decoder);
+        run(codes);
+        return decoder.finish();
+    }
     RangeDecoder decoder(data, size);
     if (kind == CoderKind::mixed) {
         MixedCodes<RangeDecoder> codes(decoder);
@@ -294,16 +307,7 @@ template <class T>
 bool within(Input<T> original, Input<T> reconstruction, double tolerance) {
     if (original.size() != reconstruction.size()) throw std::invalid_argument("sizes differ");
     nb::gil_scoped_release release;
-    constexpr std::size_t kBlock = 4096;
-    const T *x = original.data(), *y = reconstruction.data();
-    for (std::size_t i = 0; i < original.size(); i += kBlock) {
-        const std::size_t end = std::min(original.size(), i + kBlock);
-        int outside = 0;
-        for (std::size_t k = i; k < end; ++k)
-            outside |= !(std::abs(static_cast<double>(x[k]) - static_cast<double>(y[k])) <= tolerance);
-        if (outside) return false;
-    }
-    return true;
+    return all_within(original.data(), reconstruction.data(), static_cast<int64_t>(original.size()), tolerance);
 }
 
 template <class T>

@@ -9,9 +9,22 @@
 #if defined(_MSC_VER)
 #define AESZ_RESTRICT __restrict
 #define AESZ_RARE __declspec(noinline)
+#define AESZ_INLINE __forceinline
+#define AESZ_UNLIKELY(condition) (condition)
+#define AESZ_RANDOM(condition) (condition)
+#define AESZ_UNROLL
 #else
 #define AESZ_RESTRICT __restrict__
 #define AESZ_RARE __attribute__((noinline, cold))
+#define AESZ_INLINE inline __attribute__((always_inline))
+#define AESZ_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+#if defined(__clang__)
+#define AESZ_RANDOM(condition) __builtin_unpredictable(condition)
+#define AESZ_UNROLL _Pragma("unroll")
+#else
+#define AESZ_RANDOM(condition) __builtin_expect_with_probability(condition, 1, 0.5)
+#define AESZ_UNROLL _Pragma("GCC unroll 8")
+#endif
 #endif
 
 namespace aesz {

@@ -48,6 +48,7 @@ class Predictor(Protocol):
     """What a closed-loop predictor offers."""
 
     method: ClassVar[Method]
+    slowness: ClassVar[float]  # bytes that ``fast`` takes in exchange for speed: 1.1 must save a tenth
 
     @classmethod
     def candidates(cls, shape: tuple[int, ...], effort: str) -> Iterable[Self]:

@@ -35,12 +35,13 @@ class Causal:
 
     coder: Coder = Coder.ADAPTIVE
 
+    slowness: ClassVar[float] = 1.1
     method: ClassVar[Method] = Method.CAUSAL
 
     @classmethod
     def candidates(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
         """See `Predictor`."""
-        yield cls(Coder.ADAPTIVE_ZEROS if effort == "max" else Coder.ADAPTIVE)
+        yield cls({"fast": Coder.STATIC, "max": Coder.ADAPTIVE_ZEROS}.get(effort, Coder.ADAPTIVE))
 
     def refinements(self, effort: str) -> Iterator[Self]:
         """See `Predictor`."""

@@ -58,12 +58,13 @@ class Interpolation:
     beta16: int = 16
     coder: Coder = Coder.ADAPTIVE
 
+    slowness: ClassVar[float] = 1.0
     method: ClassVar[Method] = Method.INTERPOLATION
 
     @classmethod
     def candidates(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
         """See `Predictor`: all axes at once, or frames of the last two."""
-        coder = Coder.ADAPTIVE_ZEROS if effort == "max" else Coder.ADAPTIVE
+        coder = {"fast": Coder.STATIC, "max": Coder.ADAPTIVE_ZEROS}.get(effort, Coder.ADAPTIVE)
         yield cls(coder=coder)
         frames = range(max(1, len(shape) - 2), len(shape) - 1) if effort != "max" else range(1, len(shape))
         for batch in frames:

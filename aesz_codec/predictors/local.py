@@ -34,6 +34,7 @@ __all__ = ["Local"]
 class Local:
     """Has no choices."""
 
+    slowness: ClassVar[float] = 1.0
     method: ClassVar[Method] = Method.LOCAL
 
     @classmethod

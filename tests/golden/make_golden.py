@@ -246,7 +246,38 @@ def _transforms() -> Iterator[tuple[str, bytes]]:
 
 
 def accepted_1_1() -> Iterator[tuple[str, bytes]]:
-    """Yield names and streams of format 1.1: the lattice."""
+    """Yield names and streams of format 1.1."""
+    yield from _lattices()
+    yield from _static()
+
+
+def _static() -> Iterator[tuple[str, bytes]]:
+    """The static coder: every scale, quiet blocks, escapes, outliers, masked places, tables made anew."""
+    coder = Coder.STATIC
+    quiet = np.zeros((3, 20, 70), "f4")
+    quiet[1, 5:8, 20:26] = field(3, 6, noise=8)
+    quiet[2, ::9, ::13] = 1
+    masked = (uniform(3, 20, 70, multiplier=69069) < 0.02).astype(np.uint8)
+    for predictor, name in (
+        (Interpolation(coder=coder), "interpolation"),
+        (Interpolation(1, reference=True, coder=coder), "frames"),
+        (Causal(coder), "causal"),
+    ):
+        yield f"static_quiet_{name}", forced(predictor, quiet).to_bytes()
+        yield f"static_labels_{name}", forced(predictor, quiet, labels=masked).to_bytes()
+        for step in (1.0, 2.0**-4, 2.0**-20):
+            data = field(9, 37, noise=4)
+            yield f"static_codes_{name}_{round(-math.log2(step))}", forced(predictor, data, step).to_bytes()
+        wild = field(7, 12).astype("f4")
+        wild[2, 3], wild[2, 4], wild[6, 11], wild[0, 0] = 1e30, -3e38, 1e12, -1e20
+        yield f"static_outliers_{name}", forced(predictor, wild).to_bytes()
+    yield (
+        "static_of_the_encoder",
+        pipeline.encode(field(24, 70, noise=1), ErrorBound("abs", 0.25), effort="fast"),
+    )
+
+
+def _lattices() -> Iterator[tuple[str, bytes]]:
     k = np.rint(field(4, 9, 13, noise=32) * 8)
     for name in ("float32", "float64"):
         tenths = Lattice(273.15, 0.1)
@@ -472,6 +503,19 @@ def _rejected_streams(sound: Stream) -> Iterator[tuple[str, bytes]]:
         "shift_too_large": struct.pack("<ddB3B", 0.0, 0.5, 2, 1, 4, 1),
     }.items():
         yield f"lattice_{name}", _with(points, Section.LATTICE, section).to_bytes()
+    static = forced(Causal(Coder.STATIC), field(5, 6))
+    coded = static.sections[Section.CODES]
+    for name, content in {
+        "missing": b"",
+        "cut": coded[:-1],
+        "left_over": coded + b"\x00",
+        "too_many_words": b"\x7f" + coded[1:],
+        "small_state": coded[:2] + bytes(2) + coded[4:],
+        "other_state": coded[:4] + bytes([coded[4] ^ 1]) + coded[5:],
+    }.items():
+        damaged = _with(static, Section.CODES, content)
+        yield f"static_{name}", damaged.to_bytes()
+    yield "static_in_1_0", resealed(static.to_bytes(), 5, b"\x00")
     marked = points.to_bytes()
     yield "lattice_in_1_0", resealed(marked, 5, b"\x00")
     yield "unknown_transform_of_1_1", resealed(marked, 10, b"\x04")

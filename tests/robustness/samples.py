@@ -12,7 +12,7 @@ import numpy as np
 from aesz_codec import pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.predictors import Causal, Interpolation, Predictor, Quantizer
-from aesz_codec.stream import Section, Stream, Writer
+from aesz_codec.stream import Coder, Section, Stream, Writer
 
 __all__ = ["claimed_bytes", "golden", "header_length", "repaired", "samples"]
 
@@ -95,6 +95,13 @@ def samples() -> dict[str, bytes]:
         "causal-box": forced(waves(4, 5, 6, noise=0.1), 0.05, Causal()),
         "causal-four-axes": forced(waves(3, 3, 4, 5, noise=0.1), 0.05, Causal()),
     }
+    for name, predictor in {
+        "static-frames": Interpolation(batch=1, reference=True, coder=Coder.STATIC),
+        "static-causal": Causal(Coder.STATIC),
+    }.items():
+        out[name] = forced(frames, 0.02, predictor)
+    out["static-quiet"] = encode(waves(40, 60), "abs", 0.5, "fast")
+    out["static-spiky"] = encode(spiky, "abs", 0.01, "fast")
     out["corrected"] = corrected(out["plane"], [0, 17, 18, 89])
     return out
 
