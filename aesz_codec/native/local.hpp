@@ -371,7 +371,7 @@ class LocalCoder {
     Coder& coder_;
     std::vector<int32_t> values_;
     std::vector<int16_t> errors_;
-    TokenModels models_;
+    MixedTokens models_;
     std::vector<Tap> taps_;
     std::vector<std::pair<int, int>> in_line_;  // taps in the line itself: number, steps back
     int32_t there_[Size] = {};                  // all ones for a tap whose line is there

@@ -91,16 +91,16 @@ class MixedCodes {
             low = static_cast<uint32_t>(turned) & ((1u << shift) - 1);
         }
         token = models_.code(coder_, context, c.group * 16 + std::min(scale / 4, 15), token);
-        if (magnitude(token) > TokenModels::kUnary && code_bit(coder_, outlier_, outlier)) return kOutlier;
+        if (magnitude(token) > MixedTokens::kUnary && code_bit(coder_, outlier_, outlier)) return kOutlier;
         if (shift) low = coder_.raw(low, shift);
         const int64_t turned = static_cast<int64_t>(token) * (int64_t{1} << shift) + low - half;
         return static_cast<int32_t>(std::clamp<int64_t>(flip * turned, -kLargestCode, kLargestCode));
     }
 
-    static constexpr int32_t kBeyond = TokenModels::kUnary + 1;
+    static constexpr int32_t kBeyond = MixedTokens::kUnary + 1;
 
     Coder& coder_;
-    TokenModels models_;
+    MixedTokens models_;
     Bit outlier_, integer_[32];
 };
 

@@ -91,12 +91,12 @@ inline int code_decision(Coder& coder, Bit* const (&table)[kContexts], int node,
 }
 
 // Models of small signed integers: 0 or not, the sign, the magnitude in unary, Exp-Golomb beyond.
-class TokenModels {
+class MixedTokens {
   public:
     static constexpr int kNodes = 24, kUnary = 10;
 
     // How many values each context takes, and how many sets of weights there are.
-    TokenModels(const int (&sizes)[kContexts], int sets) : mix_(static_cast<std::size_t>(sets) * kNodes) {
+    MixedTokens(const int (&sizes)[kContexts], int sets) : mix_(static_cast<std::size_t>(sets) * kNodes) {
         std::size_t total = 0;
         for (int i = 0; i < kContexts; ++i) {
             start_[i] = total;
