@@ -10,6 +10,7 @@ Nothing is returned that was not decoded and compared with the input.  Format: `
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from . import _core, lattice
 from .bounds import ErrorBound, check_dtype, violations
 from .errors import CorruptStreamError, ErrorBoundViolation
-from .predictors import PREDICTORS, Floats, Mask, Predictor, Quantizer, predictor_of
+from .predictors import PREDICTORS, Floats, Interpolation, Mask, Predictor, Quantizer, predictor_of
 from .stream import BIG_ENDIAN, F_ORDERED, Method, Reader, Section, Stream, Transform, Writer, corrupt
 
 __all__ = ["EFFORTS", "StreamInfo", "decode", "describe", "encode"]
@@ -378,58 +379,82 @@ def _smallest(
 ) -> tuple[Predictor, bytes, bytes]:
     """Return the candidate that codes the values in the fewest bytes, and what it coded.
 
-    ``default`` judges by a sample of the array, ``max`` by the whole; ``fast`` tries less.
+    Candidates are tried on a sample. ``max`` codes the whole with the best of every kind; the others with the best of all,
+    each handicapped by the time that it costs.
     """
-    box = tuple(slice(None) for _ in values.shape) if effort == "max" else _sample(values.shape, effort)
-    sample = cast(Floats, np.ascontiguousarray(values[box]))
-    sample_mask = None if mask is None else np.ascontiguousarray(mask[box])
-    whole = sample.shape == values.shape
-    first = 0 if sample_mask is None else int(np.argmin(sample_mask.reshape(-1)))
-    trial = Quantizer(quantizer.tolerance, quantizer.step, float(sample.reshape(-1)[first]))
-    if not math.isfinite(trial.offset):  # nothing but special values in the sample
-        trial = quantizer
-    best: tuple[float, Predictor, bytes, bytes] | None = None
+    boxes = _samples(values.shape, effort)
+    samples = [_cut(values, mask, quantizer, box) for box in boxes]
+    count = sum(sample.size for sample, _, _ in samples)
+    best: dict[Method, tuple[float, Predictor]] = {}
 
     def attempt(candidate: Predictor) -> None:
-        nonlocal best
         try:
-            codes, outliers = candidate.encode(sample, sample_mask, quantizer if whole else trial)
+            size = sum(len(part) for sample in samples for part in candidate.encode(*sample))
         except OverflowError:
             return
-        size = float(len(codes) + len(outliers))
-        if effort == "fast":
-            size *= candidate.slowness
-        if best is None or size < best[0]:
-            best = size, candidate, codes, outliers
+        handicapped = size * candidate.handicap(effort, 8 * size / count)
+        if candidate.method not in best or handicapped < best[candidate.method][0]:
+            best[candidate.method] = handicapped, candidate
 
     for kind in PREDICTORS.values():
-        for candidate in kind.candidates(values.shape, effort):
+        rate = 8 * min((size for size, _ in best.values()), default=0.0) / count
+        for candidate in kind.candidates(values.shape, effort, rate):
             attempt(candidate)
-    assert best is not None
-    for candidate in best[1].refinements(effort):
-        attempt(candidate)
-    _, predictor, codes, outliers = best
-    if not whole:
-        codes, outliers = predictor.encode(values, mask, quantizer)
-    return predictor, codes, outliers
+    for _, leader in list(best.values()):
+        for candidate in leader.refinements(effort):
+            attempt(candidate)
+    finalists = [candidate for _, candidate in sorted(best.values(), key=lambda entry: entry[0])]
+    coded: list[tuple[Predictor, bytes, bytes]] = []
+    for candidate in finalists[: None if effort == "max" else 1]:
+        final = candidate.final(effort)
+        with contextlib.suppress(OverflowError):
+            coded.append((final, *final.encode(values, mask, quantizer)))
+    if not coded:
+        final = Interpolation().final(effort)
+        coded.append((final, *final.encode(values, mask, quantizer)))
+    return min(coded, key=lambda entry: len(entry[1]) + len(entry[2]))
 
 
-def _sample(shape: tuple[int, ...], effort: str = "default") -> tuple[slice, ...]:
-    """Return a box in the middle of an array: whole if it is small, else a small part of it."""
+def _cut(
+    values: Floats, mask: Mask, quantizer: Quantizer, box: tuple[slice, ...]
+) -> tuple[Floats, Mask, Quantizer]:
+    """Return a part of an array, its mask and its quantizer."""
+    sample = cast(Floats, np.ascontiguousarray(values[box]))
+    sample_mask = None if mask is None else np.ascontiguousarray(mask[box])
+    first = 0 if sample_mask is None else int(np.argmin(sample_mask.reshape(-1)))
+    offset = float(sample.reshape(-1)[first])
+    if not math.isfinite(offset):  # nothing but special values in the sample
+        offset = quantizer.offset
+    return sample, sample_mask, Quantizer(quantizer.tolerance, quantizer.step, offset)
+
+
+def _samples(shape: tuple[int, ...], effort: str) -> list[tuple[slice, ...]]:
+    """Return one or two boxes of an array: the whole if it is small, else small parts of it."""
     n = math.prod(shape)
-    target = min(max(n // 24, 12288), 32768)
-    if effort == "fast":
-        target = min(max(n // 48, 8192), 16384)
+    part, least, most, count = {
+        "fast": (48, 8192, 16384, 1),
+        "default": (40, 8192, 24576, 2),
+        "max": (12, 16384, 98304, 2),
+    }[effort]
+    target = min(max(n // part, least), most)
+    if n <= 1.5 * count * target:
+        return [tuple(slice(None) for _ in shape)]
     dims = list(shape)
-    while n > 1.5 * target and math.prod(dims) > target:
+    while math.prod(dims) > target:
         frames = range(max(0, len(dims) - 2))
         # a few frames, then a part of each, then fewer still
-        for axes, least in ((frames, 6), (range(len(dims)), 24), (range(len(dims)), 1)):
-            if wide := [axis for axis in axes if dims[axis] > least]:
+        for axes, fewest in ((frames, 6), (range(len(dims)), 24), (range(len(dims)), 1)):
+            if wide := [axis for axis in axes if dims[axis] > fewest]:
                 widest = max(wide, key=lambda axis: dims[axis])
                 dims[widest] = (dims[widest] + 1) // 2
                 break
-    return tuple(slice((m - d) // 2, (m - d) // 2 + d) for m, d in zip(shape, dims, strict=True))
+    return [
+        tuple(
+            slice((m - d) * place // (2 * count), (m - d) * place // (2 * count) + d)
+            for m, d in zip(shape, dims, strict=True)
+        )
+        for place in range(1, 2 * count, 2)
+    ]
 
 
 def _coded_exactly(region: Array, blank: Stream) -> Stream:
@@ -437,7 +462,7 @@ def _coded_exactly(region: Array, blank: Stream) -> Stream:
     folded = region.reshape(_folded(region.shape))
     bits = folded.view(_unsigned(region.dtype))
     order = {"f": 2, "i": 1, "u": 0}[region.dtype.kind]
-    box = _sample(folded.shape)
+    (box,) = _samples(folded.shape, "fast")
     sample = np.ascontiguousarray(bits[box])
     dims = min(range(min(3, folded.ndim) + 1), key=lambda d: len(_core.encode_lossless(sample, d, order)))
     streams = []

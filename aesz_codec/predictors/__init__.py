@@ -48,14 +48,22 @@ class Predictor(Protocol):
     """What a closed-loop predictor offers."""
 
     method: ClassVar[Method]
-    slowness: ClassVar[float]  # bytes that ``fast`` takes in exchange for speed: 1.1 must save a tenth
 
     @classmethod
-    def candidates(cls, shape: tuple[int, ...], effort: str) -> Iterable[Self]:
-        """Return the choices worth a trial on an array of this shape, the most likely first."""
+    def candidates(cls, shape: tuple[int, ...], effort: str, rate: float) -> Iterable[Self]:
+        """Return the choices worth a trial on an array of this shape, the most likely first.
+
+        `rate`: bits a value of the best of the predictors before this one, 0 for the first.
+        """
 
     def refinements(self, effort: str) -> Iterable[Self]:
         """Return variations worth a trial once this choice has won."""
+
+    def handicap(self, effort: str, rate: float) -> float:
+        """Return what bytes count against others that take less time: 1.1 must save a tenth at `rate` bits a value."""
+
+    def final(self, effort: str) -> Self:
+        """Return this choice with the coder that codes the array itself; trials take a faster one."""
 
     def encode(self, data: Floats, mask: Mask, quantizer: Quantizer) -> tuple[bytes, bytes]:
         """Return the codes and the outliers; `mask` is 1 where a value is not to be coded.

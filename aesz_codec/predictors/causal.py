@@ -17,7 +17,7 @@ bounds, from about three bits a value, and for hourly series; about 50 ns a valu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .. import _core
@@ -35,17 +35,24 @@ class Causal:
 
     coder: Coder = Coder.ADAPTIVE
 
-    slowness: ClassVar[float] = 1.1
     method: ClassVar[Method] = Method.CAUSAL
 
     @classmethod
-    def candidates(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
+    def candidates(cls, shape: tuple[int, ...], effort: str, rate: float) -> Iterator[Self]:
         """See `Predictor`."""
-        yield cls({"fast": Coder.STATIC, "max": Coder.ADAPTIVE_ZEROS}.get(effort, Coder.ADAPTIVE))
+        yield cls(Coder.STATIC if effort == "fast" else Coder.ADAPTIVE)
 
     def refinements(self, effort: str) -> Iterator[Self]:
         """See `Predictor`."""
         return iter(())
+
+    def handicap(self, effort: str, rate: float) -> float:
+        """See `Predictor`: at low rates a sample makes too little of interpolation, whose coarse levels cost most there."""
+        return (1.1 if effort == "fast" else 1.0) * (1.25 if rate < 1.2 else 1.0)
+
+    def final(self, effort: str) -> Self:
+        """See `Predictor`."""
+        return replace(self, coder=Coder.MIXED) if effort == "max" else self
 
     def encode(self, data: Floats, mask: Mask, quantizer: Quantizer) -> tuple[bytes, bytes]:
         """See `Predictor`."""

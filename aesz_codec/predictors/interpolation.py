@@ -58,13 +58,12 @@ class Interpolation:
     beta16: int = 16
     coder: Coder = Coder.ADAPTIVE
 
-    slowness: ClassVar[float] = 1.0
     method: ClassVar[Method] = Method.INTERPOLATION
 
     @classmethod
-    def candidates(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
+    def candidates(cls, shape: tuple[int, ...], effort: str, rate: float) -> Iterator[Self]:
         """See `Predictor`: all axes at once, or frames of the last two."""
-        coder = {"fast": Coder.STATIC, "max": Coder.ADAPTIVE_ZEROS}.get(effort, Coder.ADAPTIVE)
+        coder = Coder.STATIC if effort == "fast" else Coder.ADAPTIVE
         yield cls(coder=coder)
         frames = range(max(1, len(shape) - 2), len(shape) - 1) if effort != "max" else range(1, len(shape))
         for batch in frames:
@@ -79,6 +78,14 @@ class Interpolation:
         for alpha16, beta16 in ((18, 20), (20, 24), (20, 32), (24, 40), (28, 64)):
             yield replace(self, alpha16=alpha16, beta16=beta16)
         yield replace(self, reversed=True)
+
+    def handicap(self, effort: str, rate: float) -> float:
+        """See `Predictor`."""
+        return 1.0
+
+    def final(self, effort: str) -> Self:
+        """See `Predictor`."""
+        return replace(self, coder=Coder.MIXED) if effort == "max" else self
 
     def encode(self, data: Floats, mask: Mask, quantizer: Quantizer) -> tuple[bytes, bytes]:
         """See `Predictor`."""
