@@ -26,11 +26,11 @@ check:  ## what CI runs: linters, types, tests
 test:  ## the tests alone
 	$(PYTHON) -m pytest
 
-bench:  ## rates and speeds against SZ3 (benchmarks/README.md); AESZ_DATA names the folder of the suite
-	$(PYTHON) -m pip install --quiet 'pysz>=1.1' 'h5py>=3.11'
-	$(PYTHON) -m benchmarks.rates --workers 2
-	$(PYTHON) -m benchmarks.rates --workers 2 --dtype float64
-	$(PYTHON) -m benchmarks.speed
+bench:  ## bytes, speed and memory against all peers (benchmarks/README.md); AESZ_DATA names the folder of the suite
+	$(PYTHON) -m pip install --quiet -e '.[benchmark]'
+	$(PYTHON) -m benchmarks --workers 2 --output benchmarks/results/float32
+	$(PYTHON) -m benchmarks.ablation --workers 2 --output benchmarks/results/float32
+	$(PYTHON) -m benchmarks --peers aesz,sz3 --dtype float64 --workers 2 --measure rates --output benchmarks/results/float64
 
 # The core under AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.  -S keeps the editable install
 # out of the way, -P the uncompiled package in this folder.
