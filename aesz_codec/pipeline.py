@@ -52,7 +52,7 @@ class StreamInfo:
     tolerance : float
         What was kept: units of the data, or the factor of ``pw_rel``; 0 if every bit is kept.
     predictor : str
-        ``constant``, ``interpolation``, ``causal``, ``lossless`` or ``bytes``.
+        ``constant``, ``interpolation``, ``causal``, ``local``, ``lossless`` or ``bytes``.
     parameters : dict
         Choices of the predictor and the transform, as JSON values.
     sections : dict of str to int
@@ -594,13 +594,15 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes) -> Arr
         raise corrupt("plan", f"step {step}, offset {offset}", "finite numbers, the step above 0")
     if predictor.describe().get("frame_axes", 0) >= len(folded):
         raise corrupt("plan", "as many frame axes as there are axes", f"fewer than {len(folded)}")
+    if stream.method is Method.LOCAL and len(folded) < 2:
+        raise corrupt("shape", f"one axis longer than 1 in {shape}", "at least two for method 'local'")
     labels, specials = _labels(stream, folded)
     mask = None if labels is None else (labels != 0).view(np.uint8)
     on_lattice = _lattice(stream, folded)
     values: Floats = np.empty(
         folded, stream.dtype if direct else np.float64 if on_lattice is None else np.float32
     )
-    outliers = stream.sections.get(Section.OUTLIERS, b"")
+    outliers = b"" if stream.method is Method.LOCAL else stream.sections.get(Section.OUTLIERS, b"")
     predictor.decode(codes, _native(outliers, values.dtype), values, mask, step, offset)
     if on_lattice is not None:
         region = on_lattice.to_values(cast("npt.NDArray[np.float32]", values), stream.dtype)

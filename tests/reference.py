@@ -19,7 +19,7 @@ import numpy as np
 from numcodecs.zstd import Zstd
 
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
-CONSTANT, INTERPOLATION, CAUSAL, LOSSLESS, BYTES = range(5)
+CONSTANT, INTERPOLATION, CAUSAL, LOSSLESS, BYTES, LOCAL = range(6)
 NO_TRANSFORM, LOGARITHM, INTEGER, LATTICE = range(4)
 CROP, LABELS, SIGNS, PLAN, CODES, OUTLIERS, CORRECTIONS, LATTICE_SECTION = range(1, 9)
 MASK = 2**64 - 1
@@ -82,8 +82,8 @@ def decode(stream: bytes) -> np.ndarray:
     require(head.take(4) == b"AESZ", "magic")
     major, minor, flags, dtype_code, mode, method, transform, ndim = head.take(8)
     require(major == 1, "major version")
-    known = flags < 4 and dtype_code < 11 and mode < 4 and method < 5 and ndim <= 32
-    require(known and transform < (4 if minor else 3), "header")
+    known = flags < 4 and dtype_code < 11 and mode < 4 and ndim <= 32
+    require(known and method < (6 if minor else 5) and transform < (4 if minor else 3), "header")
     last_tag = LATTICE_SECTION if minor else CORRECTIONS
     dtype = np.dtype(DTYPES[dtype_code]).newbyteorder("<")
     shape = tuple(head.varint() for _ in range(ndim))
@@ -187,10 +187,10 @@ def _region(
     single = transform == LATTICE or (dtype == np.dtype("<f4") and transform == NO_TRANSFORM)
     kind = np.dtype("<f4") if single else np.dtype("<f8")
     points = Lattice(sections.get(LATTICE_SECTION, b""), shape) if transform == LATTICE else None
-    outliers = sections.get(OUTLIERS, b"")
+    outliers = sections.get(OUTLIERS, b"") if method != LOCAL else b""
     require(len(outliers) % kind.itemsize == 0, "outliers")
     loop = ClosedLoop(kind, shape, labels, codes, np.frombuffer(outliers, kind))
-    (decode_interpolation if method == INTERPOLATION else decode_causal)(loop, plan)
+    {INTERPOLATION: decode_interpolation, CAUSAL: decode_causal, LOCAL: decode_local}[method](loop, plan)
     loop.finish()
     require(loop.outliers_used == loop.outliers.size, "outliers left over")
     result = loop.values
@@ -333,6 +333,43 @@ def read_golomb(coder: RangeDecoder, models: list[Bit]) -> int:
     while k < 30 and models[k].read(coder):
         k += 1
     return (1 << k) + coder.raw_groups(k) - 1
+
+
+class MixedDecisions:
+    """Tokens, by mixed decisions of seven contexts."""
+
+    def __init__(self, coder: RangeDecoder) -> None:
+        self.coder = coder
+        self.table: defaultdict[tuple, Bit] = defaultdict(Bit)
+        start = 65536 // 7 + 65536 // 21
+        self.weights: defaultdict[tuple, list[int]] = defaultdict(lambda: [start] * 7 + [0])
+        self.beyond = [Bit() for _ in range(32)]
+
+    def decision(self, contexts: list[int], mix: int, node: int) -> int:
+        bits = [self.table[i, c, node] for i, c in enumerate(contexts)]
+        weights = self.weights[mix, node]
+        logits = [STRETCH[b.p >> 10] for b in bits] + [256]
+        total = sum(clamp(w >> 4, -32768, 32767) * x for w, x in zip(weights, logits, strict=True))
+        p = clamp(SQUASH[clamp(total >> 12, -2047, 2047) + 2048], 16, 65520)
+        bit = self.coder.bit(p)
+        error = (65536 - p) >> 1 if bit else -p >> 1
+        for i, x in enumerate(logits):
+            w = weights[i] + ((3 * x * error + (1 << 15)) >> 16)
+            weights[i] = (w + 2**31) % 2**32 - 2**31
+        for b in bits:
+            b.update(bit)
+        return bit
+
+    def read_token(self, contexts: list[int], mix: int) -> int:
+        if not self.decision(contexts, mix, 0):
+            return 0
+        positive = self.decision(contexts, mix, 1)
+        k = 1
+        while k <= 10 and self.decision(contexts, mix, k + (1 if positive else 11)):
+            k += 1
+        if k == 11:
+            k += read_golomb(self.coder, self.beyond)
+        return k if positive else -k
 
 
 class Distribution:
@@ -1104,3 +1141,207 @@ class Lattice:
         if self.shifts:
             k += self.shifts[at // self.frame] / 2**self.bits
         return self.origin + self.unit * k
+
+
+# 17. Local -------------------------------------------------------------------------------------------------
+
+F = np.float32
+PLANE = ((0, 1), (1, 1), (-1, 1), (2,), (0, 2), (2, 1), (-2, 1), (1, 2), (-1, 2), (3,), (0, 3), (-3, 1), (-2, 2))
+FRAME = (
+    ((0, 0, 1), (-1, 0, 1), (0, -1, 1), (1, 0, 1), (0, 1, 1))
+    + ((0, 0, 2), (-1, -1, 1), (1, 1, 1), (-1, 1, 1), (1, -1, 1))
+)  # fmt: skip
+FOURTH = ((0, 0, 0, 1), (0, 0, 1, 1))
+LARGEST = 2**28
+
+
+def solve(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weights that a table asks for, or those there were; tables are of binary32, (N, N + 1)."""
+    n, s = len(table), table.copy()
+    trace = F(0)
+    for i in range(n):
+        trace = trace + s[i, i]
+    floor = trace * F(5e-7) + F(0.5)
+    for i in range(n):
+        s[i, i] = s[i, i] + (F(1e-4) * s[i, i] + floor)
+    r, c = np.zeros(n, F), np.zeros((n, n), F)
+    for j in range(n):
+        if not s[j, j] > 0:
+            return weights
+        r[j] = F(1) / s[j, j]
+        c[j, j + 1 :] = s[j, j + 1 : n] * r[j]
+        s[j + 1 :] = s[j + 1 :] - c[j, j + 1 :, None] * s[j]  # what is below the diagonal is not used
+    t = s[:, n] * r
+    for j in range(n - 1, 0, -1):
+        t[:j] = t[:j] - c[:j, j] * t[j]
+    return t if ((t > -64) & (t < 64)).all() else weights
+
+
+def scalar_product(a: np.ndarray, b: np.ndarray) -> np.float32:
+    rows = (a * b).reshape(-1, 8)
+    lane = rows[0]
+    for row in rows[1:]:
+        lane = lane + row
+    even, odd = (lane[0] + lane[4]) + (lane[2] + lane[6]), (lane[1] + lane[5]) + (lane[3] + lane[7])
+    return even + odd
+
+
+class Local:
+    def __init__(self, loop: ClosedLoop, step: float, offset: float) -> None:
+        self.loop, self.shape, self.step, self.offset = loop, loop.shape, step, offset
+        axes = len(self.shape)
+        self.taps = PLANE if axes == 2 else PLANE[:9] + (FRAME if axes == 3 else FRAME[:8] + FOURTH)
+        self.n = n = 16 if axes == 2 else 24
+        self.blocks = -(-self.shape[-1] // 8)
+        self.sums = np.zeros((self.blocks + 2, n, n + 1), F)  # an empty one at either end
+        self.everywhere = np.zeros((n, n + 1), F)
+        self.local, self.everywhere_weights = np.zeros((self.blocks, n), F), np.zeros(n, F)
+        self.v: dict[tuple, int] = {}  # by place, of four indices, the last axis first
+        self.e: defaultdict[tuple, int] = defaultdict(int)
+        self.q: defaultdict[tuple, list[np.float32]] = defaultdict(lambda: [F(0)] * 4)
+        self.models = MixedDecisions(loop.coder)
+        lowest = loop.coder.raw_groups(32)
+        self.lowest = clamp(lowest - 2**32 if lowest >= 2**31 else lowest, -LARGEST, LARGEST)
+
+    def run(self) -> None:
+        planes = itertools.product(*map(range, self.shape[:-1]))
+        for line, c in enumerate(planes):
+            rest = (*reversed(c), 0, 0)[:3]
+            self.everywhere_weights = solve(self.everywhere, self.everywhere_weights)
+            for b in range(self.blocks):
+                middle, west, east = self.sums[b + 1], self.sums[b], self.sums[b + 2]
+                pooled = ((F(2) * middle + west) + east) + self.everywhere
+                self.local[b] = solve(pooled, self.local[b])
+                width = self.shape[-1]
+                points = [
+                    self.point(b, (x, *rest), line * width + x) for x in range(8 * b, min(8 * b + 8, width))
+                ]
+                lessons = [point for point in points if point is not None]
+                for features, target, weight in lessons:
+                    known = np.append(features, target)
+                    middle += (weight * features)[:, None] * known
+                if lessons:
+                    middle *= F(0.65)
+            self.everywhere *= F(0.97)
+            for b in range(self.blocks):
+                self.everywhere += self.sums[b + 1] * (F(0.005) / F(self.blocks))
+
+    def point(self, block: int, c: tuple[int, ...], at: int) -> tuple | None:
+        """Decode a value; what the sums learn from it."""
+
+        def place(*back: int) -> tuple[int, ...]:
+            return tuple(i - steps for i, steps in itertools.zip_longest(c, back, fillvalue=0))
+
+        def known(*back: int) -> int | None:
+            """The value, None if it is not there."""
+            return self.v.get(place(*back))
+
+        def error(*back: int) -> int:
+            return self.e.get(place(*back), 0)
+
+        before = next((b for b in ((0, 0, 1), (0, 0, 0, 1)) if known(*b) is not None), None)
+
+        def beyond(x: int, y: int) -> tuple[int, ...]:
+            """The place `before` and (x, y); far outside if there is no `before`."""
+            return (x, y, *before[2:]) if before else (0, 0, 0, 1 << 40)
+
+        values = (known(1), known(0, 1), known(*beyond(0, 0)), 0)
+        base = next(v for v in values if v is not None)
+        features = np.zeros(self.n, F)
+        for i, tap in enumerate(self.taps):
+            v = known(*tap)
+            features[i] = 0 if v is None else v - base
+        e_w, e_n, e_ne = error(1), error(0, 1), error(-1, 1)
+        e_b, e_be, e_bs = error(*beyond(0, 0)), error(*beyond(-1, 0)), error(*beyond(0, -1))
+        errors = (e_w, e_n, e_ne) if self.n == 16 else (e_w, e_n, e_ne, e_b, e_be + e_bs)
+        for i, e in enumerate(errors, len(self.taps)):
+            features[i] = F(e) * F(0.0625)
+
+        def value(otherwise: int, *back: int) -> int:
+            v = known(*back)
+            return otherwise if v is None else v
+
+        w = value(base, 1)
+        n = value(w, 0, 1)
+        nw, ne = value(n, 1, 1), value(n, -1, 1)
+        median = max(min(w, n), min(max(w, n), w + n - nw))
+        g = [
+            scalar_product(features, self.local[block]),
+            scalar_product(features, self.everywhere_weights),
+            F(median - base),
+            F(0),
+        ]
+        if before:
+            b = value(0, *beyond(0, 0))
+            bw, bn = value(b, *beyond(1, 0)), value(b, *beyond(0, 1))
+            g[3] = F(b - base) + F(0.5) * F((w - bw) + (n - bn))
+        d = []
+        for j, prior in enumerate((4, 1, 1, 1 if before else 0)):
+            q_w, q_n, q_nw, q_ne, q_ww = (
+                self.q[place(*back)][j] if known(*back) is not None else F(0)
+                for back in ((1,), (0, 1), (1, 1), (-1, 1), (2,))
+            )
+            s = F(0.3) + (((q_w + q_n) + (q_nw + q_ne)) + q_ww)
+            d.append(F(prior) / (s * np.sqrt(s)))
+        p = [x * y for x, y in zip(d, g, strict=True)]
+        blend = ((p[0] + p[1]) + (p[2] + p[3])) / ((d[0] + d[1]) + (d[2] + d[3]))
+        mean = int(np.rint(clamp(blend, F(-(2**26)), F(2**26)) * F(16)))
+        centre = (mean + 8) >> 4
+        fraction = mean - 16 * centre
+        middle = clamp(base + centre, -LARGEST, LARGEST)
+        if self.loop.labels[at]:
+            self.settle(c, at, median)
+            return None
+
+        flip = -1 if fraction < 0 else 1
+        beside = 2 * abs(e_b) + abs(e_be) + abs(e_bs)
+        total = 3 * abs(e_w) + 3 * abs(e_n) + abs(error(2)) + abs(error(0, 2)) + abs(error(1, 1)) + 2 * abs(e_ne)
+        expected = (total + beside) // 15 if before else total // 11
+        scale = class_of(expected)
+        s2 = min(scale // 2, 23)
+        shift = max(0, scale - 10) // 4
+        fine = 0 if shift else abs(fraction) // 2
+        texture = class_of(4 * min(max(abs(n - nw), abs(w - nw), abs(n - ne)), 2**20))
+        away = (16 * (median - base) - mean) * flip
+        far = abs(away)
+        distance = (4 * far > expected) + (2 * far > expected) + (far > expected) + (far > 2 * expected)
+        level = class_of(4 * clamp(middle - self.lowest, 0, 2**26))
+
+        def half(x: int) -> int:
+            return min(class_of(abs(x)) // 2, 23)
+
+        def sign(x: int) -> int:
+            return 1 + (x * flip > 0) - (x * flip < 0)
+
+        contexts = [
+            5 * min(scale, 47) + fine,
+            24 * half(e_w) + half(e_n),
+            3 * (24 * min(texture // 2, 23) + s2) + min(fine // 2, 2),
+            24 * half(beside // 4) + s2,
+            9 * s2 + 4 + (-distance if away < 0 else distance),
+            60 * (27 * sign(e_w) + 9 * sign(e_n) + 3 * sign(e_ne) + sign(e_b)) + 5 * min(scale // 4, 11) + fine,
+            16 * level + min(scale // 3, 15),
+        ]
+        token = self.models.read_token(contexts, scale // 4)
+        turned = token * 2**shift
+        if shift:
+            turned += self.loop.coder.raw(shift) - 2 ** (shift - 1)
+        v = clamp(middle + flip * turned, -LARGEST, LARGEST)
+        self.settle(c, at, v)
+        self.e[c] = clamp(16 * (v - base) - mean, -32767, 32767)
+        target = F(v - base)
+        self.q[c] = [(target - x) * (target - x) for x in g]
+        x = F(expected) * F(0.0625)
+        return features, target, F(1) / (F(1) + x * x)
+
+    def settle(self, c: tuple[int, ...], at: int, v: int) -> None:
+        self.v[c] = v
+        self.loop.values[at] = self.offset + v * self.step
+
+
+def decode_local(loop: ClosedLoop, plan: bytes) -> None:
+    require(len(plan) == 16, "plan")
+    step, offset = struct.unpack("<dd", plan)
+    require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
+    require(len(loop.shape) > 1, "one axis")
+    Local(loop, step, offset).run()

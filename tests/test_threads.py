@@ -39,6 +39,7 @@ def arrays() -> list[tuple[np.ndarray, ErrorBound, str]]:
     signed[3] = 0
     return [
         (smooth.astype("f4"), ErrorBound("abs", 1e-2), "default"),
+        (smooth.astype("f4"), ErrorBound("abs", 1.0), "fast"),
         (smooth + 0.1 * rng.standard_normal(smooth.shape), ErrorBound("abs", 1e-4), "max"),
         (land, ErrorBound("range_rel", 1e-3), "fast"),
         (frames, ErrorBound("abs", 5e-3), "default"),
@@ -48,6 +49,8 @@ def arrays() -> list[tuple[np.ndarray, ErrorBound, str]]:
         (rng.integers(0, 255, (20, 20), dtype="u1"), ErrorBound("lossless"), "fast"),
         (np.full((9, 9), 4, "f8"), ErrorBound("abs", 1.0), "default"),
         (smooth.astype("f2"), ErrorBound("abs", 0.1), "default"),
+        (smooth + 0.3 * rng.standard_normal((2, *smooth.shape)), ErrorBound("abs", 1e-2), "max"),
+        (np.where(np.isnan(land), land, smooth + rng.random(land.shape)), ErrorBound("abs", 1e-2), "max"),
     ]
 
 
@@ -70,6 +73,7 @@ def test_the_pipeline_in_many_threads() -> None:
     assert {pipeline.describe(stream).predictor for stream in streams} >= {
         "interpolation",
         "causal",
+        "local",
         "lossless",
         "constant",
     }

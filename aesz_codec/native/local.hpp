@@ -1,4 +1,4 @@
-// Local least squares on quantized values, blended with simpler guesses, coded by mixed contexts.  docs/format.md, section 14.
+// Local least squares on quantized values, blended with simpler guesses, coded by mixed contexts.  docs/format.md, section 17.
 //
 // The values are integers from the start: value = offset + integer * step.  Every point is predicted from integers around it
 // and before it, and from the latest errors, by weights that follow the field: sums of products are kept for every block of
@@ -179,6 +179,8 @@ class LocalCoder {
     };
 
     void line(int64_t at) {
+        if constexpr (Coder::decoding)
+            if (coder_.overrun() > 8) throw CorruptStream("the codes end too early");  // before more time is spent
         const int64_t width = dim_[0];
         for (std::size_t k = 0; k < taps_.size(); ++k) {
             bool inside = true;
@@ -321,7 +323,7 @@ class LocalCoder {
         const int64_t away = (int64_t{median - base} * 16 - mean16) * flip;
         const uint32_t far = static_cast<uint32_t>(std::min<int64_t>(away < 0 ? -away : away, 1 << 29));
         const int distance = (far * 4 > expected) + (far * 2 > expected) + (far > expected) + (far > 2 * expected);
-        const int shift = std::max(0, (scale - 10) / 4);
+        const int shift = std::max(0, (scale - 10) / 4);  // at most 10: no error is above kLocalErrorLimit
         const int fine = shift ? 0 : static_cast<int>(magnitude(fraction)) >> 1;
         const auto sign = [flip](int32_t x) { return (x * flip > 0) - (x * flip < 0) + 1; };
         const auto coarse = [](int c, int divisor, int most) { return std::min(c / divisor, most); };
@@ -347,8 +349,7 @@ class LocalCoder {
             low = static_cast<uint32_t>(turned) & ((1u << shift) - 1);
         }
         token = models_.code(coder_, context, std::min(scale / 4, 15), token);
-        if (shift > 16) low = coder_.raw(low >> 16, shift - 16) << 16 | coder_.raw(low & 65535, 16);
-        else if (shift) low = coder_.raw(low, shift);
+        if (shift) low = coder_.raw(low, shift);
         const int64_t turned = static_cast<int64_t>(token) * (int64_t{1} << shift) + low - half;
         value = static_cast<int32_t>(std::clamp<int64_t>(middle + flip * turned, -kLocalLargest, kLocalLargest));
         values_[static_cast<std::size_t>(here)] = value;

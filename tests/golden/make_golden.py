@@ -27,7 +27,7 @@ from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.errors import CorruptStreamError
 from aesz_codec.lattice import Lattice
-from aesz_codec.predictors import Causal, Interpolation, Predictor, Quantizer
+from aesz_codec.predictors import Causal, Interpolation, Local, Predictor, Quantizer
 from aesz_codec.stream import Coder, Method, Section, Stream, Transform, Writer
 
 HERE = Path(__file__).parent
@@ -249,6 +249,7 @@ def accepted_1_1() -> Iterator[tuple[str, bytes]]:
     """Yield names and streams of format 1.1."""
     yield from _lattices()
     yield from _static()
+    yield from _locals()
 
 
 def _static() -> Iterator[tuple[str, bytes]]:
@@ -275,6 +276,37 @@ def _static() -> Iterator[tuple[str, bytes]]:
         "static_of_the_encoder",
         pipeline.encode(field(24, 70, noise=1), ErrorBound("abs", 0.25), effort="fast"),
     )
+
+
+def _locals() -> Iterator[tuple[str, bytes]]:
+    """Method 5: all numbers of axes, masked places, narrow and wide lines, residuals of every size."""
+    for shape in ((15, 22), (4, 9, 19), (2, 3, 9, 11)):
+        axes = f"{len(shape)}d"
+        for name in ("float32", "float64"):
+            yield f"local_{axes}_{name}", forced(Local(), field(*shape).astype(name)).to_bytes()
+        masked = (uniform(*shape, multiplier=69069) < 0.2).astype(np.uint8)
+        masked[..., 2:7, 8:] = 1  # a whole block
+        masked[(0,) * (len(shape) - 2)] |= np.uint8(shape[0] == 2)
+        yield f"local_labels_{axes}", forced(Local(), field(*shape).astype("f4"), labels=masked).to_bytes()
+        steep = field(*shape, noise=4096) * np.where(uniform(*shape, multiplier=40503) < 0.02, 64, 1)
+        yield f"local_jumps_{axes}", forced(Local(), np.ascontiguousarray(steep[..., :8, :]), 2.0**-4).to_bytes()
+        ends = np.where(uniform(*shape, multiplier=69069) < 0.1, -1.0, 1.0) * (2.0**28 - 1)
+        yield f"local_ends_{axes}", forced(Local(), ends + 0.5, 1.0).to_bytes()
+    for shape in ((2, 2), (40, 2), (2, 40), (2, 2, 2), (2, 2, 2, 2)):
+        yield f"local_{'x'.join(map(str, shape))}", forced(Local(), field(*shape)).to_bytes()
+    yield "local_long", forced(Local(), field(80, 17, noise=0.5), 1.0).to_bytes()
+    integers = forced(Local(), field(9, 10) * 8, 3.0, dtype="int16", transform=Transform.INTEGER)
+    yield "local_integer", integers.to_bytes()
+    logarithms = forced(Local(), field(9, 10), 2.0**-7, dtype="float32", transform=Transform.LOGARITHM)
+    yield "local_logarithm", logarithms.to_bytes()
+    k = np.rint(field(4, 9, 13, noise=32) * 8)
+    frames = Lattice(1e5, 0.25, 3, (0, 7, 4, 1))
+    yield "local_lattice", on_lattice(Local(), k, frames).to_bytes()
+    yield "local_lattice_float64", on_lattice(Local(), k, Lattice(273.15, 0.1), 2, "float64").to_bytes()
+    ocean = field(24, 30, noise=4)
+    ocean[3:9, 2:17] = np.nan
+    ocean[20, 9:] = -1e20
+    yield "local_of_the_encoder", pipeline.encode(ocean, ErrorBound("abs", 0.25), effort="max")
 
 
 def _lattices() -> Iterator[tuple[str, bytes]]:
@@ -423,7 +455,7 @@ def _rejected_sections() -> dict[str, dict[str, bytes | None]]:
             "missing": None,
             "cut": struct.pack("<dd", 0.25, 0.5),
             "left_over": struct.pack("<ddBB", 0.25, 0.5, 1, 0),
-            "zeros_2": struct.pack("<ddB", 0.25, 0.5, 2),
+            "coder_4": struct.pack("<ddB", 0.25, 0.5, 4),
             "step_0": struct.pack("<ddB", 0.0, 0.5, 1),
             "step_negative": struct.pack("<ddB", -0.25, 0.5, 1),
             "step_nan": struct.pack("<ddB", nan, 0.5, 1),
@@ -446,7 +478,7 @@ def _rejected_streams(sound: Stream) -> Iterator[tuple[str, bytes]]:
     frames = forced(Interpolation(), field(5, 6).astype("f4"))
     for name, plan in {
         "frame_axes": (2, 0, 16, 16),
-        "flags": (0, 8, 16, 16),
+        "coder_4": (0, 16, 16, 16),
         "alpha": (0, 0, 15, 16),
         "beta": (0, 0, 16, 15),
     }.items():
@@ -519,6 +551,8 @@ def _rejected_streams(sound: Stream) -> Iterator[tuple[str, bytes]]:
     marked = points.to_bytes()
     yield "lattice_in_1_0", resealed(marked, 5, b"\x00")
     yield "unknown_transform_of_1_1", resealed(marked, 10, b"\x04")
+    yield "unknown_method_of_1_1", resealed(marked, 9, b"\x06")
+    yield from _rejected_locals()
 
     constant = Stream(np.dtype("f4"), (5,), "abs", 0.25, 0, Method.CONSTANT)
     yield "constant_with_values", constant.to_bytes()
@@ -542,6 +576,29 @@ def _rejected_streams(sound: Stream) -> Iterator[tuple[str, bytes]]:
         header = bare[:-1] + table
         body = struct.pack("<I", zlib.crc32(header)) + content + struct.pack("<I", zlib.crc32(content))
         yield name, header + body
+
+
+def _rejected_locals() -> Iterator[tuple[str, bytes]]:
+    local = forced(Local(), field(9, 10).astype("f4"))
+    for name, plan in {
+        "plan_missing": None,
+        "plan_cut": struct.pack("<dd", 0.25, 0.5)[:-1],
+        "plan_left_over": struct.pack("<ddB", 0.25, 0.5, 0),
+        "step_0": struct.pack("<dd", 0.0, 0.5),
+        "step_negative": struct.pack("<dd", -0.25, 0.5),
+        "step_nan": struct.pack("<dd", float("nan"), 0.5),
+        "step_infinite": struct.pack("<dd", float("inf"), 0.5),
+        "offset_nan": struct.pack("<dd", 0.25, float("nan")),
+    }.items():
+        yield f"local_{name}", _with(local, Section.PLAN, plan).to_bytes()
+    yield "local_in_1_0", resealed(local.to_bytes(), 5, b"\x00")
+    for name, shape in (("one_axis", (90,)), ("one_long_axis", (1, 90, 1)), ("too_few_codes", (2**31, 2**10))):
+        other = _with(local, Section.PLAN, local.sections[Section.PLAN])
+        other.shape = shape
+        yield f"local_{name}", other.to_bytes()
+    noisy = forced(Local(), field(9, 10, noise=64).astype("f4"), 2.0**-6)
+    cut = noisy.sections[Section.CODES][:50]
+    yield "local_codes_end_too_early", _with(noisy, Section.CODES, cut).to_bytes()
 
 
 def _read_beyond_the_end() -> bytes:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from hypothesis import example, given
@@ -19,6 +21,8 @@ from hypothesis.extra import numpy as nps
 
 from aesz_codec import AESZ, pipeline
 from aesz_codec.bounds import ErrorBound, first_violation
+from aesz_codec.predictors import Local
+from aesz_codec.stream import Method
 
 FLOATS = ("float32", "float64", "float16")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -330,7 +334,9 @@ def test_every_value_is_within_the_bound(case: Case) -> None:
         bound.value,
     )
     assert sum(info.sections.values()) == info.nbytes == len(stream)
-    assert info.format_version == ("1.1" if info.parameters.get("transform") == "lattice" else "1.0")
+    newer = info.parameters.get("transform") == "lattice" or info.predictor == "local"
+    newer |= info.parameters.get("coder") in ("static", "mixed")
+    assert info.format_version == ("1.1" if newer else "1.0")
 
     if bound.mode == "lossless" or original.dtype == np.float16 or info.tolerance == 0:
         assert info.tolerance == 0
@@ -360,6 +366,26 @@ def test_lossless_keeps_every_bit(case: Case) -> None:
     assert pipeline.describe(stream).value is None
     raw = case.array.nbytes
     assert len(stream) <= raw + raw // 32 + 128  # what cannot be compressed costs next to nothing
+
+
+class LocalWherePossible(Local):
+    """Proposed for shapes of any size that have the axes."""
+
+    @classmethod
+    def candidates(cls, shape: tuple[int, ...], effort: str, rate: float) -> Iterator[Local]:
+        if len(shape) > 1:
+            yield Local()
+
+
+@given(cases())
+def test_local_least_squares_keep_the_bound_on_any_shape(case: Case) -> None:
+    with patch.object(pipeline, "PREDICTORS", {Method.LOCAL: LocalWherePossible}):
+        stream = encoded(case)
+    decoded, info = pipeline.decode(stream), pipeline.describe(stream)
+    if info.tolerance == 0:
+        assert same_bits(native(case.array), decoded)
+    else:
+        assert outside(native(case.array), decoded, case.bound) == 0
 
 
 @given(cases())

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from aesz_codec import pipeline
+from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
-from aesz_codec.predictors import Causal, Interpolation, Predictor, Quantizer
+from aesz_codec.predictors import Causal, Interpolation, Local, Predictor, Quantizer
 from aesz_codec.stream import Coder, Section, Stream, Writer
 
 __all__ = ["claimed_bytes", "golden", "header_length", "repaired", "samples"]
@@ -34,6 +34,20 @@ def forced(array: np.ndarray, tolerance: float, predictor: Predictor) -> bytes:
     stream.sections = {Section.PLAN: predictor.pack(quantizer.step, quantizer.offset), Section.CODES: codes}
     if outliers:
         stream.sections[Section.OUTLIERS] = outliers
+    return stream.to_bytes()
+
+
+def masked(array: np.ndarray, tolerance: float, predictor: Predictor) -> bytes:
+    """Code as `forced` does, with a rectangle and some of the rest as NaN."""
+    labels = (np.random.default_rng(6).random(array.shape) < 0.1).astype(np.uint8)
+    labels[2:6, 3:12] = 1
+    labels[0, 0] = 0
+    quantizer = Quantizer(tolerance, 2 * tolerance * (1 - 2.0**-12), float(array.flat[0]))
+    codes, _ = predictor.encode(array, labels, quantizer)
+    stream = Stream(array.dtype, array.shape, "abs", tolerance, tolerance, predictor.method)
+    stream.sections = {Section.PLAN: predictor.pack(quantizer.step, quantizer.offset), Section.CODES: codes}
+    nan = np.full(1, np.nan, array.dtype).tobytes()
+    stream.sections[Section.LABELS] = b"\1" + nan + _core.encode_labels(labels)
     return stream.to_bytes()
 
 
@@ -94,6 +108,11 @@ def samples() -> dict[str, bytes]:
         "causal-plane": forced(waves(9, 11, noise=0.1), 0.02, Causal()),
         "causal-box": forced(waves(4, 5, 6, noise=0.1), 0.05, Causal()),
         "causal-four-axes": forced(waves(3, 3, 4, 5, noise=0.1), 0.05, Causal()),
+        "local-plane": forced(waves(9, 11, noise=0.1), 0.02, Local()),
+        "local-jumps": forced(waves(9, 10, noise=5, dtype="f8"), 1e-6, Local()),
+        "local-box": forced(waves(3, 8, 9, noise=0.1), 0.05, Local()),
+        "local-four-axes": forced(waves(2, 2, 5, 9, noise=0.1), 0.05, Local()),
+        "local-land": masked(waves(10, 17, noise=0.1), 0.05, Local()),
     }
     for name, predictor in {
         "static-frames": Interpolation(batch=1, reference=True, coder=Coder.STATIC),

@@ -26,7 +26,7 @@ import zstandard
 from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.errors import CorruptStreamError, TruncatedStreamError, UnsupportedFormatError
-from aesz_codec.predictors import Causal, Interpolation
+from aesz_codec.predictors import Causal, Interpolation, Local
 from aesz_codec.stream import DTYPES, Method, Section, Stream, Transform, Writer
 
 from .fuzz import CASES
@@ -275,12 +275,14 @@ def with_plan(name: str, changes: dict[int, bytes]) -> bytes:
     + [(1, math.nan), (1, math.inf), (1, -math.inf)],
 )
 def test_a_plan_out_of_range_is_rejected(step: float, offset: float) -> None:
-    for name in ("causal-plane", "plane"):
+    for name in ("causal-plane", "plane", "local-plane"):
         rejected(with_plan(name, {0: struct.pack("<dd", step, offset)}))
 
 
 LOSSY = [
-    name for name, data in STREAMS.items() if pipeline.describe(data).predictor in ("interpolation", "causal")
+    name
+    for name, data in STREAMS.items()
+    if pipeline.describe(data).predictor in ("interpolation", "causal", "local")
 ]
 
 
@@ -292,7 +294,7 @@ def test_any_finite_step_and_offset_is_survived(name: str) -> None:
 
 
 BATCH, FLAGS, ALPHA, BETA = 16, 17, 18, 19  # offsets in the plan of the interpolation
-UNKNOWN_FLAG = 8
+UNKNOWN_FLAG = 16
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,7 @@ def test_choices_of_the_interpolation_out_of_range_are_rejected(at: int, value: 
 
 
 def test_choices_of_the_causal_predictor_out_of_range_are_rejected() -> None:
-    for value in (2, 3, 128, 255):
+    for value in (4, 5, 128, 255):
         rejected(with_plan("causal-plane", {16: bytes([value])}))
 
 
@@ -316,7 +318,7 @@ def test_choices_of_the_interpolation_at_their_limits_are_survived(name: str) ->
         survives(with_plan(name, {BATCH: bytes(choices)}), choices)
 
 
-@pytest.mark.parametrize("name", ["plane", "causal-plane", "lossless-f4"])
+@pytest.mark.parametrize("name", ["plane", "causal-plane", "local-plane", "lossless-f4"])
 def test_a_plan_of_another_length_is_rejected(name: str) -> None:
     plan = Stream.from_bytes(STREAMS[name]).sections[Section.PLAN]
     for other in (None, b"", plan[:-1], plan + b"\0"):
@@ -370,7 +372,7 @@ def test_labels_out_of_range_are_rejected() -> None:
 
 def test_everything_may_be_masked() -> None:
     """A region of labels alone; the predictors then run on their own predictions."""
-    for name in ("plane", "causal-plane", "frames"):
+    for name in ("plane", "causal-plane", "frames", "local-plane", "local-box"):
         parsed = Stream.from_bytes(STREAMS[name])
         labels = np.ones(parsed.shape, np.uint8)
         section = struct.pack("<Bf", 1, math.nan) + _core.encode_labels(labels)
@@ -436,10 +438,11 @@ def test_a_crop_out_of_range_is_rejected_or_survived(section: bytes) -> None:
 def test_method_and_region_must_agree() -> None:
     rejected(assembled(method=Method.CONSTANT, sections=[]))
     rejected(assembled(method=Method.CONSTANT, sections=[stored(Section.CROP, varints(1, 1) + bytes(4))]))
-    for method in (Method.INTERPOLATION, Method.CAUSAL, Method.LOSSLESS, Method.BYTES):
-        rejected(assembled(method=method, sections=[]))
-        rejected(assembled(method=method, shape=(0, 3), sections=[]))
-        rejected(assembled(method=method, sections=[stored(Section.CROP, varints(0, 5) + bytes(4))]))
+    nothing = stored(Section.CROP, varints(0, 5) + bytes(4))
+    for method in (Method.INTERPOLATION, Method.CAUSAL, Method.LOSSLESS, Method.BYTES, Method.LOCAL):
+        version = (1, int(method is Method.LOCAL))
+        for shape, sections in (((4, 5), []), ((0, 3), []), ((4, 5), [nothing])):
+            rejected(assembled(method=method, shape=shape, sections=sections, version=version))
 
 
 def sound_sections() -> tuple[tuple[int, int, int, int | None, bytes], ...]:
@@ -472,7 +475,7 @@ def test_newer_formats_say_so() -> None:
     assert survives(assembled(shape=(9, 11), version=(1, 9), sections=[plan, codes]), "minor") is not None
     newer = (
         assembled(shape=(9, 11), version=(1, 9), sections=[plan, codes, (9, 0, 0, None, b"")]),
-        assembled(shape=(9, 11), version=(1, 9), method=5, sections=[plan, codes]),
+        assembled(shape=(9, 11), version=(1, 9), method=6, sections=[plan, codes]),
         assembled(shape=(9, 11), version=(1, 9), transform=4, sections=[plan, codes]),
         assembled(shape=(9, 11), version=(1, 9), flags=4, sections=[plan, codes]),
     )
@@ -484,6 +487,8 @@ def test_newer_formats_say_so() -> None:
         data = assembled(shape=(9, 11), version=(1, 1), transform=transform, sections=sections)
         assert survives(data, "1.1") is not None
         rejected(data[:5] + b"\0" + data[6:])  # of 1.1, and not marked with it
+    local = STREAMS["local-plane"]
+    rejected(repaired(local[:5] + b"\0" + local[6:]))
 
 
 # ---- bombs -------------------------------------------------------------------------------------------------
@@ -509,12 +514,15 @@ def bombs() -> dict[str, bytes]:
         "2^40 x 1": (1, 2**40, 1),
         "2^26": (2**26,),
         "2^62 x 2^62": (2**62, 2**62),
+        "2 x 2^40": (2, 2**40),
         "32 axes of 2^62": (2**62,) * 32,
     }.items():
-        for method in (Method.INTERPOLATION, Method.CAUSAL, Method.LOSSLESS, Method.BYTES):
+        for method in (Method.INTERPOLATION, Method.CAUSAL, Method.LOSSLESS, Method.BYTES, Method.LOCAL):
             sections = [plan if method is not Method.LOSSLESS else stored(Section.PLAN, b"\1"), tiny]
             if method is Method.INTERPOLATION:
                 sections[0] = stored(Section.PLAN, Interpolation().pack(0.2, 1.0))
+            if method is Method.LOCAL:
+                sections[0] = stored(Section.PLAN, Local().pack(0.2, 1.0))
             for dtype in (3, 1):
                 out[f"{name}, {method.name.lower()}, {DTYPES[dtype]}"] = assembled(
                     dtype=dtype,
@@ -522,6 +530,7 @@ def bombs() -> dict[str, bytes]:
                     method=method,
                     shape=shape,
                     sections=sections,
+                    version=(1, int(method is Method.LOCAL)),
                 )
     for dtype, shape in itertools.product((3, 2), ((4, 5), (2**20,), (2**31, 2**31), (2**40,), (2**62,))):
         for tag, length, payload in itertools.product(
