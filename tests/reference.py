@@ -489,6 +489,64 @@ class ResidualDecoder:
         return clamp(high * 2**shift + low, -(2**30), 2**30)
 
 
+# 8b. Mixed coder ------------------------------------------------------------------------------------------
+
+
+class MixedDecoder:
+    """Lines of codes in mixed decisions, and weights; every line starts with `west` and `ww` 0."""
+
+    def __init__(self, coder: RangeDecoder) -> None:
+        self.coder, self.tokens = coder, MixedDecisions(coder)
+        self.outlier = Bit()
+        self.integer = [Bit() for _ in range(32)]
+
+    read_integer = ResidualDecoder.read_integer
+
+    def read_line(self, contexts: list[tuple[int, ...]], masked: list[bool], west_weight: int) -> list[int]:
+        """`contexts`: (expected without `west` and `ww`, near, other, north, group) of every place."""
+        codes, west, ww = [], 0, 0
+        norths = [0, *(context[3] for context in contexts), 0]
+        for i, (expected, near, other, north, group) in enumerate(contexts):
+            if masked[i]:
+                codes.append(0)
+                continue
+            expected += west_weight * abs(west) + abs(ww)
+            around = west, north, norths[i + 2], norths[i], ww
+            codes.append(self.read_code(expected, near, other, around, group))
+            west, ww = clamp(codes[-1], -4095, 4095) if codes[-1] != OUTLIER else 4095, west
+        return codes
+
+    def read_code(self, expected: int, near: int, other: int, around: tuple[int, ...], group: int) -> int:
+        west, north, northeast, northwest, ww = around
+        s = class_of(expected)
+        s2, s4 = min(s // 2, 23), min(s // 4, 11)
+        n2, o2 = min(class_of(near) // 2, 23), min(class_of(other) // 2, 23)
+        lean = 2 * west + north
+        flip = -1 if lean < 0 else 1
+        bias = 0 if lean == 0 else 2 if 16 * abs(lean) > expected else 1
+        signs = 0
+        for x in around:
+            signs = 3 * signs + (x * flip > 0) - (x * flip < 0) + 1
+        m_ne, m_nw = (min(class_of(16 * abs(x)) // 4, 11) for x in (northeast, northwest))
+        small = 4 * min(abs(west), 3) + min(abs(north), 3), 2 * min(abs(ww), 1) + min(abs(northeast), 1)
+        contexts = [
+            (64 * group + s) * 3 + bias,
+            small[0] * 64 + small[1] * 16 + min(s2, 15),
+            (24 * n2 + s2) * 3 + bias,
+            (24 * o2 + s2) * 3 + bias,
+            (12 * m_ne + m_nw) * 12 + s4,
+            signs * 12 + s4,
+            (24 * group + n2) * 24 + o2,
+        ]
+        token = self.tokens.read_token(contexts, 16 * group + min(s // 4, 15))
+        if abs(token) > 10 and self.outlier.read(self.coder):
+            return OUTLIER
+        shift = max(0, (s - 10) // 4)
+        half = 1 << (shift - 1) if shift else 0
+        low = self.coder.raw(shift) if shift else 0
+        return clamp(flip * (token * 2**shift + low - half), -(2**30), 2**30)
+
+
 # 8a. Static coder -----------------------------------------------------------------------------------------
 
 
@@ -678,12 +736,15 @@ class ClosedLoop:
         self.residuals = ResidualDecoder(self.coder)
         self.codes = codes
         self.static: StaticDecoder | None = None
+        self.mixed: MixedDecoder | None = None
         self.outliers_used = 0
 
     def choose(self, coder: int) -> None:
         self.residuals.zeros = coder == 1
         if coder == 2:
             self.static = StaticDecoder(self.codes)
+        if coder == 3:
+            self.mixed = MixedDecoder(self.coder)
 
     def finish(self) -> None:
         if self.static:
@@ -698,15 +759,21 @@ class ClosedLoop:
             return False
         if self.static:  # only the root is visited by itself
             q = self.static.read_line([context[0]], [False], context[-1])[0]
+        elif self.mixed:
+            expected, near, other, _, north, group = context
+            q = self.mixed.read_line([(expected, near, other, north, group)], [False], 0)[0]
         else:
             q = self.residuals.read_code(*context)
         self.settle(at, prediction, step, q)
         return True
 
-    def visit_line(self, line: list[tuple], expected: list[int], step: float, group: int) -> None:
-        """With the static coder: `line` has places and what predicts each."""
+    def visit_line(self, line: list[tuple], contexts: list[tuple], step: float, west_weight: int) -> None:
+        """With the static and the mixed coder: `line` has places and what predicts each."""
         masked = [bool(self.labels[at]) for at, _ in line]
-        codes = self.static.read_line(expected, masked, group)
+        if self.static:
+            codes = self.static.read_line([context[0] for context in contexts], masked, contexts[0][-1])
+        else:
+            codes = self.mixed.read_line(contexts, masked, west_weight)
         for (at, predict), q in zip(line, codes, strict=True):
             if self.labels[at]:
                 self.values[at] = predict()
@@ -726,7 +793,7 @@ class ClosedLoop:
         self.remembered[at] = clamp(q, -clip, clip)
 
     def weight(self, default: int) -> int:
-        weight = default + (self.static or self.residuals).read_integer()
+        weight = default + (self.static or self.mixed or self.residuals).read_integer()
         require(abs(weight) <= 4096, "weight")
         return weight
 
@@ -738,7 +805,7 @@ def decode_interpolation(loop: ClosedLoop, plan: bytes) -> None:
     require(len(plan) == 20, "plan")
     step, offset, batch, flags, alpha16, beta16 = struct.unpack("<ddBBBB", plan)
     require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
-    require(batch < len(loop.shape) and flags < 12 and alpha16 >= 16 and beta16 >= 16, "plan")
+    require(batch < len(loop.shape) and flags < 16 and alpha16 >= 16 and beta16 >= 16, "plan")
     loop.choose(flags >> 2)
     axes = loop.shape[batch:]
     size, n_axes = math.prod(axes), len(axes)
@@ -805,9 +872,9 @@ class Pass:
             places = [(*before, last) for last in ranges[-1]]
             line = [(c, self.start + self.distance(c)) for c in places]
             contexts = [self.context(c, at) for c, at in line]
-            if loop.static:
+            if loop.static or loop.mixed:
                 predicted = [(at, functools.partial(self.predict, c, at)) for c, at in line]
-                loop.visit_line(predicted, [context[0] for context in contexts], step, contexts[0][-1])
+                loop.visit_line(predicted, contexts, step, 4)
                 continue
             west = ww = i = 0
             while i < len(line):
@@ -935,7 +1002,7 @@ BASES = (0, 2, 8, 15)
 
 
 def decode_causal(loop: ClosedLoop, plan: bytes) -> None:
-    require(len(plan) == 17 and plan[16] < 3, "plan")
+    require(len(plan) == 17 and plan[16] < 4, "plan")
     step, offset, coder = struct.unpack("<ddB", plan)
     loop.choose(coder)
     require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
@@ -978,11 +1045,11 @@ def decode_causal(loop: ClosedLoop, plan: bytes) -> None:
         return expected, 8 * abs(north) + 8 * abs(northeast), 16 * abs(plane), north, 6
 
     places = list(enumerate(itertools.product(*map(range, shape))))
-    if loop.static:
+    if loop.static or loop.mixed:
         for start in range(0, len(places), shape[-1]):
             line = places[start : start + shape[-1]]
-            expected = [context(at, c)[0] for at, c in line]
-            loop.visit_line([(at, functools.partial(predict, at, c)) for at, c in line], expected, step, 6)
+            contexts = [context(at, c) for at, c in line]
+            loop.visit_line([(at, functools.partial(predict, at, c)) for at, c in line], contexts, step, 5)
         return
     west = ww = 0
     for at, c in places:

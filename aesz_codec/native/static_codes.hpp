@@ -548,7 +548,7 @@ class StaticCodes {
         int at = 0, found = 0;
         for (int k = 0; k < kBlock; ++k) {
             if (code[k] == 0) continue;
-            if (found++ || magnitude(code[k]) != 1) return kMixedBlock;
+            if (found++ || (code[k] != 1 && code[k] != -1)) return kMixedBlock;
             at = k + 1;
         }
         return at;
