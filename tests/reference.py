@@ -368,7 +368,7 @@ class MixedDecisions:
         while k <= 10 and self.decision(contexts, mix, k + (1 if positive else 11)):
             k += 1
         if k == 11:
-            k += read_golomb(self.coder, self.beyond)
+            k = min(k + read_golomb(self.coder, self.beyond), 2**30)
         return k if positive else -k
 
 

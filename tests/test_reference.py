@@ -293,20 +293,24 @@ PREDICTORS = [
     Interpolation(coder=Coder.ADAPTIVE_ZEROS),
     Interpolation(batch=1, reference=True, coder=Coder.ADAPTIVE_ZEROS),
 ]
-STATIC = [
-    Causal(coder=Coder.STATIC),
-    Interpolation(coder=Coder.STATIC),
-    Interpolation(batch=1, reference=True, coder=Coder.STATIC),
+NEWER = [
+    kind
+    for coder in (Coder.STATIC, Coder.MIXED)
+    for kind in (
+        Causal(coder=coder),
+        Interpolation(coder=coder),
+        Interpolation(batch=1, reference=True, coder=coder),
+    )
 ]
 
 
-@pytest.mark.parametrize("predictor", [*PREDICTORS, *STATIC, Local()], ids=str)
+@pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, Local()], ids=str)
 @pytest.mark.parametrize("step", [3.0, 0.1, 1e-3, 1e-6])
 def test_code_magnitudes(reference, predictor, step):
     check(reference, forced(predictor, smooth((11, 9, 10), noise=1), step).to_bytes())
 
 
-@pytest.mark.parametrize("predictor", [*PREDICTORS, *STATIC, Local()], ids=str)
+@pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, Local()], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_quiet_data_with_bursts(reference, predictor, dtype):
     rng = np.random.default_rng(4)
@@ -326,7 +330,7 @@ def test_segments_of_the_static_coder(reference):
     check(reference, stream.to_bytes())
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS + STATIC, ids=str)
+@pytest.mark.parametrize("predictor", PREDICTORS + NEWER, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_outliers(reference, predictor, dtype):
     data = smooth((5, 9, 10), dtype)
@@ -336,7 +340,7 @@ def test_outliers(reference, predictor, dtype):
     check(reference, stream.to_bytes())
 
 
-@pytest.mark.parametrize("predictor", [*PREDICTORS, *STATIC, Local()], ids=str)
+@pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, Local()], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_masked_places(reference, predictor, dtype):
     rng = np.random.default_rng(3)

@@ -249,12 +249,32 @@ def accepted_1_1() -> Iterator[tuple[str, bytes]]:
     """Yield names and streams of format 1.1."""
     yield from _lattices()
     yield from _static()
+    yield from _mixed()
     yield from _locals()
 
 
 def _static() -> Iterator[tuple[str, bytes]]:
     """The static coder: every scale, quiet blocks, escapes, outliers, masked places, tables made anew."""
-    coder = Coder.STATIC
+    yield from _of_coder(Coder.STATIC)
+    yield (
+        "static_of_the_encoder",
+        pipeline.encode(field(24, 70, noise=1), ErrorBound("abs", 0.25), effort="fast"),
+    )
+
+
+def _mixed() -> Iterator[tuple[str, bytes]]:
+    """The mixed coder, likewise, and in three dimensions."""
+    yield from _of_coder(Coder.MIXED)
+    for predictor, name in ((Interpolation(coder=Coder.MIXED), "interpolation"), (Causal(Coder.MIXED), "causal")):
+        yield f"mixed_3d_{name}", forced(predictor, field(3, 7, 9, noise=0.5)).to_bytes()
+    yield (
+        "mixed_of_the_encoder",
+        pipeline.encode(field(5, 60), ErrorBound("abs", 4.0), effort="max"),
+    )
+
+
+def _of_coder(coder: Coder) -> Iterator[tuple[str, bytes]]:
+    prefix = coder.name.lower()
     quiet = np.zeros((3, 20, 70), "f4")
     quiet[1, 5:8, 20:26] = field(3, 6, noise=8)
     quiet[2, ::9, ::13] = 1
@@ -264,18 +284,14 @@ def _static() -> Iterator[tuple[str, bytes]]:
         (Interpolation(1, reference=True, coder=coder), "frames"),
         (Causal(coder), "causal"),
     ):
-        yield f"static_quiet_{name}", forced(predictor, quiet).to_bytes()
-        yield f"static_labels_{name}", forced(predictor, quiet, labels=masked).to_bytes()
+        yield f"{prefix}_quiet_{name}", forced(predictor, quiet).to_bytes()
+        yield f"{prefix}_labels_{name}", forced(predictor, quiet, labels=masked).to_bytes()
         for step in (1.0, 2.0**-4, 2.0**-20):
             data = field(9, 37, noise=4)
-            yield f"static_codes_{name}_{round(-math.log2(step))}", forced(predictor, data, step).to_bytes()
+            yield f"{prefix}_codes_{name}_{round(-math.log2(step))}", forced(predictor, data, step).to_bytes()
         wild = field(7, 12).astype("f4")
         wild[2, 3], wild[2, 4], wild[6, 11], wild[0, 0] = 1e30, -3e38, 1e12, -1e20
-        yield f"static_outliers_{name}", forced(predictor, wild).to_bytes()
-    yield (
-        "static_of_the_encoder",
-        pipeline.encode(field(24, 70, noise=1), ErrorBound("abs", 0.25), effort="fast"),
-    )
+        yield f"{prefix}_outliers_{name}", forced(predictor, wild).to_bytes()
 
 
 def _locals() -> Iterator[tuple[str, bytes]]:

@@ -169,13 +169,13 @@ def core_case(rng: random.Random) -> None:
             if mask is not None and rng.random() < 0.9:
                 mask = mask.reshape(shape)
             step, offset = rng.choice((1.0, *SPECIAL)), rng.choice(SPECIAL)
-            predictor: Predictor = Causal(coder=Coder(int(rng.random() < 0.5)))
+            predictor: Predictor = Causal(coder=rng.choice((Coder.ADAPTIVE, Coder.ADAPTIVE_ZEROS, Coder.MIXED)))
             if kind == 1:
                 predictor = Interpolation(
                     batch=rng.choice((0, 0, 1, 1, 2, 3, 5, 200, -1)),
                     reference=rng.random() < 0.5,
                     reversed=rng.random() < 0.5,
-                    coder=Coder(int(rng.random() < 0.5)),
+                    coder=rng.choice((Coder.ADAPTIVE, Coder.ADAPTIVE_ZEROS, Coder.MIXED)),
                     alpha16=rng.choice((16, 20, 255, 0, -1, 10**9)),
                     beta16=rng.choice((16, 40, 255, 0, -1, 10**9)),
                 )
@@ -323,13 +323,13 @@ def _composed_closed_loop(kind: str, shape: tuple[int, ...], rng: random.Random)
     outliers = np.array([rng.choice((*SPECIAL, rng.gauss(0, 1))) for _ in range(size)], np.float64)
     with np.errstate(all="ignore"):
         outliers = outliers.astype(dtype)
-    predictor: Predictor = Causal(coder=Coder(int(rng.random() < 0.5)))
+    predictor: Predictor = Causal(coder=rng.choice((Coder.ADAPTIVE, Coder.ADAPTIVE_ZEROS, Coder.MIXED)))
     if kind == "interpolation":
         predictor = Interpolation(
             batch=rng.randrange(len(shape)),
             reference=rng.random() < 0.5,
             reversed=rng.random() < 0.5,
-            coder=Coder(int(rng.random() < 0.5)),
+            coder=rng.choice((Coder.ADAPTIVE, Coder.ADAPTIVE_ZEROS, Coder.MIXED)),
             alpha16=rng.choice((16, 20, 255)),
             beta16=rng.choice((16, 24, 255)),
         )

@@ -117,6 +117,8 @@ def samples() -> dict[str, bytes]:
     for name, predictor in {
         "static-frames": Interpolation(batch=1, reference=True, coder=Coder.STATIC),
         "static-causal": Causal(Coder.STATIC),
+        "mixed-frames": Interpolation(batch=1, reference=True, coder=Coder.MIXED),
+        "mixed-causal": Causal(Coder.MIXED),
     }.items():
         out[name] = forced(frames, 0.02, predictor)
     out["static-quiet"] = encode(waves(40, 60), "abs", 0.5, "fast")
