@@ -433,7 +433,7 @@ def _samples(shape: tuple[int, ...], effort: str) -> list[tuple[slice, ...]]:
     n = math.prod(shape)
     part, least, most, count = {
         "fast": (48, 8192, 16384, 1),
-        "default": (40, 8192, 24576, 2),
+        "default": (64, 6144, 16384, 2),
         "max": (12, 16384, 98304, 2),
     }[effort]
     target = min(max(n // part, least), most)

@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     report.write_rows(options.output / "ablation.csv", rates.Rate, measured)
     text = (
-        "# What each ingredient is worth\n\nBytes without it / bytes with all, geometric means over fields by bound, over all, and "
-        "the largest: above 1 the ingredient saves bytes.\n\n" + _table(measured)
+        "# What each ingredient is worth\n\nBytes without it / bytes with all, geometric means over fields by bound, over "
+        "all, and the largest: above 1 the ingredient saves bytes.\n\n" + _table(measured)
     )
     report.write_markdown(options.output / "ablation.md", [text])
     print(text)

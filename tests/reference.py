@@ -1213,7 +1213,21 @@ class Lattice:
 # 17. Local -------------------------------------------------------------------------------------------------
 
 F = np.float32
-PLANE = ((0, 1), (1, 1), (-1, 1), (2,), (0, 2), (2, 1), (-2, 1), (1, 2), (-1, 2), (3,), (0, 3), (-3, 1), (-2, 2))
+PLANE = (
+    (0, 1),
+    (1, 1),
+    (-1, 1),
+    (2,),
+    (0, 2),
+    (2, 1),
+    (-2, 1),
+    (1, 2),
+    (-1, 2),
+    (3,),
+    (0, 3),
+    (-3, 1),
+    (-2, 2),
+)
 FRAME = (
     ((0, 0, 1), (-1, 0, 1), (0, -1, 1), (1, 0, 1), (0, 1, 1))
     + ((0, 0, 2), (-1, -1, 1), (1, 1, 1), (-1, 1, 1), (1, -1, 1))
@@ -1362,7 +1376,9 @@ class Local:
 
         flip = -1 if fraction < 0 else 1
         beside = 2 * abs(e_b) + abs(e_be) + abs(e_bs)
-        total = 3 * abs(e_w) + 3 * abs(e_n) + abs(error(2)) + abs(error(0, 2)) + abs(error(1, 1)) + 2 * abs(e_ne)
+        total = (
+            3 * abs(e_w) + 3 * abs(e_n) + abs(error(2)) + abs(error(0, 2)) + abs(error(1, 1)) + 2 * abs(e_ne)
+        )
         expected = (total + beside) // 15 if before else total // 11
         scale = class_of(expected)
         s2 = min(scale // 2, 23)
@@ -1386,7 +1402,9 @@ class Local:
             3 * (24 * min(texture // 2, 23) + s2) + min(fine // 2, 2),
             24 * half(beside // 4) + s2,
             9 * s2 + 4 + (-distance if away < 0 else distance),
-            60 * (27 * sign(e_w) + 9 * sign(e_n) + 3 * sign(e_ne) + sign(e_b)) + 5 * min(scale // 4, 11) + fine,
+            60 * (27 * sign(e_w) + 9 * sign(e_n) + 3 * sign(e_ne) + sign(e_b))
+            + 5 * min(scale // 4, 11)
+            + fine,
             16 * level + min(scale // 3, 15),
         ]
         token = self.models.read_token(contexts, scale // 4)

@@ -220,9 +220,8 @@ class ClassGeometry {
             for (int i = 0; i < m; ++i) {
                 const double before = x[along(i, -1)];
                 near[i] = 0.5 * (before + (around.mirrored >> i & 1 ? before : static_cast<double>(x[along(i, 1)])));
-                far[i] = around.far >> i & 1
-                             ? 0.5 * (static_cast<double>(x[along(i, -3)]) + static_cast<double>(x[along(i, 3)]))
-                             : near[i];
+                far[i] = around.far >> i & 1 ? 0.5 * (static_cast<double>(x[along(i, -3)]) + static_cast<double>(x[along(i, 3)]))
+                                             : near[i];
                 sum += near[i];
             }
             return sum / m;
@@ -439,8 +438,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         sums_.near[0] = sums_.other[0] = 0;
         sums_.north[0] = 0;
         int32_t code = 0;
-        if constexpr (!Codes::decoding)
-            code = quantize<T>(chunk_.data[frame_], prediction, step, 1.0 / step, chunk_.tolerance);
+        if constexpr (!Codes::decoding) code = quantize<T>(chunk_.data[frame_], prediction, step, 1.0 / step, chunk_.tolerance);
         coder_.line({sums_, 0, 0, false, nullptr, 0, 1}, &code);
         this->settle(frame_, prediction, step, code, value, memory);
     }
@@ -571,7 +569,8 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     Weights fit(const ClassGeometry& geometry, int set, int level, const std::vector<Sample>& samples) const {
         constexpr int64_t kTooFew = 64;
         const int64_t size = plan_.frame.size * plan_.frames;  // less for a trial, and where time counts
-        const int64_t enough = Codes::narrow ? std::clamp<int64_t>(size / 256, 400, 1500) : std::clamp<int64_t>(size / 64, 1500, 6000);
+        const int64_t enough =
+            Codes::narrow ? std::clamp<int64_t>(size / 256, 400, 1500) : std::clamp<int64_t>(size / 64, 1500, 6000);
         const int64_t s = int64_t{1} << level;
         const int inner = plan_.frame.n - 1;
         const Line line = line_of(set, s);
@@ -630,7 +629,8 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const int64_t wanted = std::clamp<int64_t>(kEnough / size, 1, kSamples);
         const int64_t n = std::min(wanted, plan_.frames - first);
         const std::size_t planes = static_cast<std::size_t>(pyramid_.size());
-        std::vector<T> values(planes * static_cast<std::size_t>(n)), before(plan_.reference ? static_cast<std::size_t>(size * n) : 0);
+        std::vector<T> values(planes * static_cast<std::size_t>(n)),
+            before(plan_.reference ? static_cast<std::size_t>(size * n) : 0);
         std::vector<T> reference(plan_.reference ? values.size() : 0);  // planes of `before`
         std::vector<Sample> samples;
         for (int64_t i = 0; i < n; ++i) {
@@ -673,18 +673,19 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                 const Line line = line_of(set, int64_t{1} << level);
                 for (const Sample& sample : samples) {
                     T* target = const_cast<T*>(sample.source[0]);
-                    predict_pass(geometry, w, set, level, sample.source, [&](int64_t at, int64_t in_frame, const Around&, const auto&) {
-                        for (int64_t i = 0; i < line.count; ++i) {
-                            const int64_t here = in_frame + i * line.dx;
-                            const double p = prediction_[static_cast<std::size_t>(i)];
-                            if (sample.mask && sample.mask[here]) {
-                                target[at + i] = static_cast<T>(p);
-                                continue;
-                            }
-                            const int32_t code = quantize<T>(sample.data[here], p, step, inverse, chunk_.tolerance);
-                            target[at + i] = code == kOutlier ? sample.data[here] : reconstruct<T>(p, code, step);
-                        }
-                    });
+                    predict_pass(geometry, w, set, level, sample.source,
+                                 [&](int64_t at, int64_t in_frame, const Around&, const auto&) {
+                                     for (int64_t i = 0; i < line.count; ++i) {
+                                         const int64_t here = in_frame + i * line.dx;
+                                         const double p = prediction_[static_cast<std::size_t>(i)];
+                                         if (sample.mask && sample.mask[here]) {
+                                             target[at + i] = static_cast<T>(p);
+                                             continue;
+                                         }
+                                         const int32_t code = quantize<T>(sample.data[here], p, step, inverse, chunk_.tolerance);
+                                         target[at + i] = code == kOutlier ? sample.data[here] : reconstruct<T>(p, code, step);
+                                     }
+                                 });
                 }
             }
         }

@@ -4,8 +4,8 @@
 // No include guard.
 
 template <int N, class T>
-AESZ_TARGET void accumulate(const Stencil::Pair* pair, const T* const* source, int64_t at, int64_t count,
-                            bool first, double* AESZ_RESTRICT out) {
+AESZ_TARGET void accumulate(const Stencil::Pair* pair, const T* const* source, int64_t at, int64_t count, bool first,
+                            double* AESZ_RESTRICT out) {
     const T* a[N];
     const T* b[N];
     double c[N];
@@ -44,9 +44,8 @@ AESZ_TARGET void apply(const Stencil& stencil, const T* const* source, int64_t a
     }
 }
 
-AESZ_TARGET inline void gather(const int16_t* codes, const NeighbourLines& lines, int64_t count,
-                        uint32_t* AESZ_RESTRICT expected, uint32_t* AESZ_RESTRICT near, uint32_t* AESZ_RESTRICT other,
-                        int32_t* AESZ_RESTRICT north) {
+AESZ_TARGET inline void gather(const int16_t* codes, const NeighbourLines& lines, int64_t count, uint32_t* AESZ_RESTRICT expected,
+                               uint32_t* AESZ_RESTRICT near, uint32_t* AESZ_RESTRICT other, int32_t* AESZ_RESTRICT north) {
     for (int64_t i = 0; i < count; ++i) near[i] = 0;
     for (int k = 0; k < lines.near_count; ++k) {
         const int16_t* n = codes + lines.near[k];
@@ -90,8 +89,8 @@ AESZ_TARGET void quantize_all(const T* data, int64_t distance, int64_t count, co
 }
 
 template <int Clip, class T>
-AESZ_TARGET bool settle_all(const double* AESZ_RESTRICT prediction, const int32_t* AESZ_RESTRICT code, double step,
-                            int64_t count, T* AESZ_RESTRICT out, int16_t* AESZ_RESTRICT memory) {
+AESZ_TARGET bool settle_all(const double* AESZ_RESTRICT prediction, const int32_t* AESZ_RESTRICT code, double step, int64_t count,
+                            T* AESZ_RESTRICT out, int16_t* AESZ_RESTRICT memory) {
     int32_t least = 0;
     for (int64_t i = 0; i < count; ++i) {
         const int32_t c = code[i];
@@ -159,7 +158,7 @@ inline uint16_t small(int16_t code) { return static_cast<uint16_t>(code < 0 ? -c
 
 // The static coder's sums, of codes clipped to kNarrowClip: below 2^16.
 AESZ_TARGET inline void gather_narrow(const int16_t* codes, const NeighbourLines& lines, int64_t count,
-                               uint16_t* AESZ_RESTRICT sum) {
+                                      uint16_t* AESZ_RESTRICT sum) {
     const int16_t *a = codes + lines.near[0], *b = codes + lines.near[1];
     for (int64_t i = 0; i + 1 < count; ++i) sum[i] = static_cast<uint16_t>(small(a[i]) + small(b[i]));
     const int64_t end = (count - 1);
@@ -196,7 +195,8 @@ AESZ_TARGET inline void gather_causal_narrow(const int16_t* north, const int16_t
     if (north2)
         for (int64_t i = 0; i < count; ++i) sum[i] = static_cast<uint16_t>(sum[i] + small(north2[i]));
     if (plane) {
-        for (int64_t i = 0; i + 1 < count; ++i) sum[i] = static_cast<uint16_t>(sum[i] + 3 * small(plane[i]) + small(plane[i + 1]));
+        for (int64_t i = 0; i + 1 < count; ++i)
+            sum[i] = static_cast<uint16_t>(sum[i] + 3 * small(plane[i]) + small(plane[i + 1]));
         sum[count - 1] = static_cast<uint16_t>(sum[count - 1] + 3 * small(plane[count - 1]));
     }
 }

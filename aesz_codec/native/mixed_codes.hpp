@@ -10,7 +10,8 @@
 namespace aesz {
 
 // What the contexts are is told in `one`.
-constexpr int kMixedContexts[kContexts] = {kGroups * 64 * 3, 16 * 64, 24 * 24 * 3, 24 * 24 * 3, 12 * 12 * 12, 243 * 12, kGroups * 24 * 24};
+constexpr int kMixedContexts[kContexts] = {kGroups * 64 * 3, 16 * 64,  24 * 24 * 3,      24 * 24 * 3,
+                                           12 * 12 * 12,     243 * 12, kGroups * 24 * 24};
 
 template <class Coder>
 class MixedCodes {
@@ -73,11 +74,13 @@ class MixedCodes {
         const int bias = (16 * magnitude(lean) > 0) + (16 * magnitude(lean) > c.expected);
         const int context[kContexts] = {
             (c.group * 64 + scale) * 3 + bias,
-            (small(c.west, 3) * 4 + small(c.north, 3)) * 64 + (small(c.west2, 1) * 2 + small(c.northeast, 1)) * 16 + std::min(s2, 15),
+            (small(c.west, 3) * 4 + small(c.north, 3)) * 64 + (small(c.west2, 1) * 2 + small(c.northeast, 1)) * 16 +
+                std::min(s2, 15),
             (near * 24 + s2) * 3 + bias,
             (other * 24 + s2) * 3 + bias,
             (coarse(c.northeast) * 12 + coarse(c.northwest)) * 12 + s4,
-            ((((sign(c.west) * 3 + sign(c.north)) * 3 + sign(c.northeast)) * 3 + sign(c.northwest)) * 3 + sign(c.west2)) * 12 + s4,
+            ((((sign(c.west) * 3 + sign(c.north)) * 3 + sign(c.northeast)) * 3 + sign(c.northwest)) * 3 + sign(c.west2)) * 12 +
+                s4,
             (c.group * 24 + near) * 24 + other,
         };
         const int shift = std::max(0, (scale - 10) / 4);

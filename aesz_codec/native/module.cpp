@@ -11,8 +11,8 @@
 #include "interpolation.hpp"
 #include "labels.hpp"
 #include "local.hpp"
-#include "mixed_codes.hpp"
 #include "lossless.hpp"
+#include "mixed_codes.hpp"
 #include "range_coder.hpp"
 #include "static_codes.hpp"
 
@@ -312,18 +312,18 @@ bool within(Input<T> original, Input<T> reconstruction, double tolerance) {
 
 template <class T>
 void bind_floating(nb::module_& m) {
-    m.def("encode_interpolation", &encode_interpolation<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),
-          nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"), nb::arg("coder"),
-          nb::arg("alpha16"), nb::arg("beta16"));
+    m.def("encode_interpolation", &encode_interpolation<T>, nb::arg("data").noconvert(), nb::arg("mask").none(),
+          nb::arg("tolerance"), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"),
+          nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"));
     m.def("decode_interpolation", &decode_interpolation<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"),
           nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"));
-    m.def("encode_causal", &encode_causal<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"), nb::arg("step"),
-          nb::arg("offset"), nb::arg("coder"));
+    m.def("encode_causal", &encode_causal<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),
+          nb::arg("step"), nb::arg("offset"), nb::arg("coder"));
     m.def("encode_local", &encode_local<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),
           nb::arg("step"), nb::arg("offset"));
-    m.def("decode_local", &decode_local<T>, nb::arg("codes"), nb::arg("out").noconvert(), nb::arg("mask").none(),
-          nb::arg("step"), nb::arg("offset"));
+    m.def("decode_local", &decode_local<T>, nb::arg("codes"), nb::arg("out").noconvert(), nb::arg("mask").none(), nb::arg("step"),
+          nb::arg("offset"));
     m.def("within", &within<T>, nb::arg("original").noconvert(), nb::arg("reconstruction").noconvert(), nb::arg("tolerance"));
     m.def("decode_causal", &decode_causal<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("coder"));

@@ -81,7 +81,8 @@ namespace avx2 {
 // All contexts: their tables, and the counts from which these are made now and then.
 class TokenModels {
   public:
-    static constexpr int kQuiet = kGroups * kScales, kEscape = kQuiet + 4 * kGroups, kInteger = kEscape + 1, kContexts = kInteger + 1;
+    static constexpr int kQuiet = kGroups * kScales, kEscape = kQuiet + 4 * kGroups, kInteger = kEscape + 1,
+                         kContexts = kInteger + 1;
 
     TokenModels() {
         for (int scale = 0; scale < kScales; ++scale) law_[static_cast<std::size_t>(scale)] = law(scale);
@@ -90,8 +91,7 @@ class TokenModels {
         quiet_[0] = 50;
         parents_.resize(kScales);
         for (std::size_t scale = 0; scale < kScales; ++scale) set(parents_[scale], law_[scale]);
-        for (std::size_t i = 0; i < kContexts; ++i)
-            set(table[i], i < kQuiet ? law_[i % kScales] : i < kEscape ? quiet_ : flat_);
+        for (std::size_t i = 0; i < kContexts; ++i) set(table[i], i < kQuiet ? law_[i % kScales] : i < kEscape ? quiet_ : flat_);
     }
 
     // Takes part in the tables from the next rebuild on.
@@ -335,8 +335,7 @@ class TokenDecoder {
         const auto read = kAvx2 ? avx2::read_tokens : portable::read_tokens;
         int64_t i = read(models.table.data(), index, n, state_.data(), count_ % kLanes, word_, words_end_);
         count_ += i;
-        for (; i < n; ++i)
-            index[i] = static_cast<uint16_t>(index[i] + single(models.table[index[i] / kTokens]));
+        for (; i < n; ++i) index[i] = static_cast<uint16_t>(index[i] + single(models.table[index[i] / kTokens]));
     }
 
     BitReader& bits() { return bits_; }

@@ -38,8 +38,7 @@ AESZ_TARGET inline int64_t read_tokens(const TokenTable* table, uint16_t* index,
     for (int lane = 0; lane < kLanes; ++lane) x[lane] = states[(first + lane) % kLanes];
     const uint8_t* word = words;
     int64_t i = 0;
-    for (; i + kLanes <= n && end - word >= 2 * kLanes; i += kLanes)
-        AESZ_UNROLL for (int lane = 0; lane < kLanes; ++lane) {
+    for (; i + kLanes <= n && end - word >= 2 * kLanes; i += kLanes) AESZ_UNROLL for (int lane = 0; lane < kLanes; ++lane) {
             const uint32_t context = index[i + lane];
             index[i + lane] = static_cast<uint16_t>(context + next_token(table[context / kTokens], x[lane], word));
         }
@@ -49,8 +48,8 @@ AESZ_TARGET inline int64_t read_tokens(const TokenTable* table, uint16_t* index,
 }
 
 // Makes codes of tokens and raw bits.  Stops at an escape, or near the end of the bits; returns how many codes it made.
-AESZ_TARGET inline int64_t read_bits(const uint32_t* steps, const uint16_t* index, int64_t n, const uint8_t* data, std::size_t size,
-                                     std::size_t& position, int32_t* AESZ_RESTRICT code) {
+AESZ_TARGET inline int64_t read_bits(const uint32_t* steps, const uint16_t* index, int64_t n, const uint8_t* data,
+                                     std::size_t size, std::size_t& position, int32_t* AESZ_RESTRICT code) {
     if (size < 8) return 0;
     std::size_t at = position;
     const std::size_t last = (size - 8) * 8;
@@ -71,7 +70,8 @@ AESZ_TARGET inline int64_t read_bits(const uint32_t* steps, const uint16_t* inde
 // The reverse: tokens are added to the contexts, symbols and raw bits written.  Stops at an escape; returns how many codes it
 // has written.
 AESZ_TARGET inline int64_t write_codes(const TokenTable* table, const uint32_t* steps, const uint8_t* shifts, const int32_t* code,
-                                       int64_t n, uint16_t* AESZ_RESTRICT index, uint32_t* AESZ_RESTRICT symbol, BitBuffer& buffer) {
+                                       int64_t n, uint16_t* AESZ_RESTRICT index, uint32_t* AESZ_RESTRICT symbol,
+                                       BitBuffer& buffer) {
     BitBuffer bits = buffer;
     int64_t i = 0;
     for (; i < n; ++i) {

@@ -38,8 +38,8 @@ class Local:
 
     @classmethod
     def candidates(cls, shape: tuple[int, ...], effort: str, rate: float) -> Iterator[Self]:
-        """See `Predictor`: only for lines that leave something to learn from; ``default`` from 1.5 bits a value on."""
-        if effort != "fast" and (effort == "max" or rate >= 1.5) and len(shape) > 1 and min(shape[-2:]) >= 8:
+        """See `Predictor`: only for lines that leave something to learn from; ``default`` from 1.8 bits a value on."""
+        if effort != "fast" and (effort == "max" or rate >= 1.8) and len(shape) > 1 and min(shape[-2:]) >= 8:
             yield cls()
 
     def refinements(self, effort: str) -> Iterator[Self]:
@@ -48,7 +48,7 @@ class Local:
 
     def handicap(self, effort: str, rate: float) -> float:
         """See `Predictor`: for ``default`` it must save much, since it takes six times as long."""
-        return 1.0 if effort == "max" else 1.08 if rate < 4 else 1.06
+        return 1.0 if effort == "max" else 1.085 if rate < 4 else 1.06
 
     def final(self, effort: str) -> Self:
         """See `Predictor`."""

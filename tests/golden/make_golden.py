@@ -265,7 +265,10 @@ def _static() -> Iterator[tuple[str, bytes]]:
 def _mixed() -> Iterator[tuple[str, bytes]]:
     """The mixed coder, likewise, and in three dimensions."""
     yield from _of_coder(Coder.MIXED)
-    for predictor, name in ((Interpolation(coder=Coder.MIXED), "interpolation"), (Causal(Coder.MIXED), "causal")):
+    for predictor, name in (
+        (Interpolation(coder=Coder.MIXED), "interpolation"),
+        (Causal(Coder.MIXED), "causal"),
+    ):
         yield f"mixed_3d_{name}", forced(predictor, field(3, 7, 9, noise=0.5)).to_bytes()
     yield (
         "mixed_of_the_encoder",
@@ -305,7 +308,10 @@ def _locals() -> Iterator[tuple[str, bytes]]:
         masked[(0,) * (len(shape) - 2)] |= np.uint8(shape[0] == 2)
         yield f"local_labels_{axes}", forced(Local(), field(*shape).astype("f4"), labels=masked).to_bytes()
         steep = field(*shape, noise=4096) * np.where(uniform(*shape, multiplier=40503) < 0.02, 64, 1)
-        yield f"local_jumps_{axes}", forced(Local(), np.ascontiguousarray(steep[..., :8, :]), 2.0**-4).to_bytes()
+        yield (
+            f"local_jumps_{axes}",
+            forced(Local(), np.ascontiguousarray(steep[..., :8, :]), 2.0**-4).to_bytes(),
+        )
         ends = np.where(uniform(*shape, multiplier=69069) < 0.1, -1.0, 1.0) * (2.0**28 - 1)
         yield f"local_ends_{axes}", forced(Local(), ends + 0.5, 1.0).to_bytes()
     for shape in ((2, 2), (40, 2), (2, 40), (2, 2, 2), (2, 2, 2, 2)):
@@ -608,7 +614,11 @@ def _rejected_locals() -> Iterator[tuple[str, bytes]]:
     }.items():
         yield f"local_{name}", _with(local, Section.PLAN, plan).to_bytes()
     yield "local_in_1_0", resealed(local.to_bytes(), 5, b"\x00")
-    for name, shape in (("one_axis", (90,)), ("one_long_axis", (1, 90, 1)), ("too_few_codes", (2**31, 2**10))):
+    for name, shape in (
+        ("one_axis", (90,)),
+        ("one_long_axis", (1, 90, 1)),
+        ("too_few_codes", (2**31, 2**10)),
+    ):
         other = _with(local, Section.PLAN, local.sections[Section.PLAN])
         other.shape = shape
         yield f"local_{name}", other.to_bytes()

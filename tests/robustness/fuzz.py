@@ -169,7 +169,9 @@ def core_case(rng: random.Random) -> None:
             if mask is not None and rng.random() < 0.9:
                 mask = mask.reshape(shape)
             step, offset = rng.choice((1.0, *SPECIAL)), rng.choice(SPECIAL)
-            predictor: Predictor = Causal(coder=rng.choice((Coder.ADAPTIVE, Coder.ADAPTIVE_ZEROS, Coder.MIXED)))
+            predictor: Predictor = Causal(
+                coder=rng.choice((Coder.ADAPTIVE, Coder.ADAPTIVE_ZEROS, Coder.MIXED))
+            )
             if kind == 1:
                 predictor = Interpolation(
                     batch=rng.choice((0, 0, 1, 1, 2, 3, 5, 200, -1)),
@@ -278,7 +280,9 @@ class _Composing:
 def composed_case(rng: random.Random) -> None:
     """Compare the native core with the reference decoder on decisions that no encoder would take."""
     shape = _shape(rng, 250)
-    kind = rng.choice(("interpolation", "interpolation", "causal", "causal", "local", "local", "labels", "lossless"))
+    kind = rng.choice(
+        ("interpolation", "interpolation", "causal", "causal", "local", "local", "labels", "lossless")
+    )
     if kind == "labels":
         with _Composing(rng) as composer:
             expected = np.array(reference.decode_labels(b"", shape), np.uint8).reshape(shape)
