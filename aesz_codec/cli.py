@@ -209,7 +209,7 @@ def _add_convert(commands: Any) -> None:
         "--effort",
         choices=("fast", "default", "max"),
         default="default",
-        help="how long the encoder searches",
+        help="bytes against time: fast (half of SZ3's speed), default, or max (smallest)",
     )
     convert.add_argument(
         "--overwrite", action="store_true", help="replace an existing store, when the new one is complete"
