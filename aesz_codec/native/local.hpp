@@ -84,7 +84,7 @@ constexpr int kErrorFeatures = 5;
 
 // Steps back along the last axis, the one before it, ...; negative: ahead.
 constexpr CausalTap kPlaneTaps[] = {
-    {{0, 1, 0, 0}},  {{1, 1, 0, 0}}, {{-1, 1, 0, 0}}, {{2, 0, 0, 0}}, {{0, 2, 0, 0}},  {{2, 1, 0, 0}},  {{-2, 1, 0, 0}},
+    {{0, 1, 0, 0}}, {{1, 1, 0, 0}},  {{-1, 1, 0, 0}}, {{2, 0, 0, 0}}, {{0, 2, 0, 0}},  {{2, 1, 0, 0}},  {{-2, 1, 0, 0}},
     {{1, 2, 0, 0}}, {{-1, 2, 0, 0}}, {{3, 0, 0, 0}},  {{0, 3, 0, 0}}, {{-3, 1, 0, 0}}, {{-2, 2, 0, 0}},
 };
 constexpr CausalTap kFrameTaps[] = {
@@ -263,8 +263,10 @@ class LocalCoder {
             std::fill(edge + taps_.size(), edge + Size, 0);
             there = edge;
         }
-        const int32_t ew = west ? e[-1] : 0, en = nb.north_e ? nb.north_e[x] : 0, ene = nb.north_e && east ? nb.north_e[x + 1] : 0;
-        const int32_t enw = nb.north_e && west ? nb.north_e[x - 1] : 0, eww = x > 1 ? e[-2] : 0, enn = nb.north2_e ? nb.north2_e[x] : 0;
+        const int32_t ew = west ? e[-1] : 0, en = nb.north_e ? nb.north_e[x] : 0,
+                      ene = nb.north_e && east ? nb.north_e[x + 1] : 0;
+        const int32_t enw = nb.north_e && west ? nb.north_e[x - 1] : 0, eww = x > 1 ? e[-2] : 0,
+                      enn = nb.north2_e ? nb.north2_e[x] : 0;
         const int32_t eb = nb.before_e ? nb.before_e[x] : 0, ebe = nb.before_e && east ? nb.before_e[x + 1] : 0;
         const int32_t ebs = nb.before_south_e ? nb.before_south_e[x] : 0;
         // guesses, relative to the base, weighed by what each was wrong nearby
@@ -298,7 +300,7 @@ class LocalCoder {
         const float relative = ((num[0] + num[1]) + (num[2] + num[3])) / ((den[0] + den[1]) + (den[2] + den[3]));
         const float bounded = relative > -67108864.0f ? relative < 67108864.0f ? relative : 67108864.0f : -67108864.0f;
         const int32_t mean16 = static_cast<int32_t>(std::nearbyint(bounded * 16.0f));  // above the base
-        const int32_t centre = (mean16 + 8) >> 4, fraction = mean16 - centre * 16;      // fraction: -8..7
+        const int32_t centre = (mean16 + 8) >> 4, fraction = mean16 - centre * 16;     // fraction: -8..7
         int32_t value = std::clamp(base + centre, -kLocalLargest, kLocalLargest);
         const int32_t middle = value;
 
@@ -315,7 +317,8 @@ class LocalCoder {
         // contexts
         const int flip = fraction < 0 ? -1 : 1;
         const uint32_t before = 2 * magnitude(eb) + magnitude(ebe) + magnitude(ebs);
-        uint32_t expected = 3 * magnitude(ew) + 3 * magnitude(en) + magnitude(eww) + magnitude(enn) + magnitude(enw) + 2 * magnitude(ene);
+        uint32_t expected =
+            3 * magnitude(ew) + 3 * magnitude(en) + magnitude(eww) + magnitude(enn) + magnitude(enw) + 2 * magnitude(ene);
         expected = nb.before ? (expected + before) / 15 : expected / 11;
         const int scale = scale_class(expected);
         const uint32_t steep = std::max(magnitude(vn - vnw), std::max(magnitude(vw - vnw), magnitude(vn - vne)));
@@ -381,8 +384,8 @@ class LocalCoder {
     int64_t blocks_ = 0;
     std::vector<float> sums_, everywhere_;  // a table of sums for every block, with an empty one at either end
     std::vector<float> squares_[2];         // squared errors of the guesses: this line, the line before
-    std::vector<float> weights_;             // of every block
-    float* local_ = nullptr;                 // those of the block at hand
+    std::vector<float> weights_;            // of every block
+    float* local_ = nullptr;                // those of the block at hand
     alignas(32) float global_[Size] = {};
     alignas(32) float features_[kLocalBlock * kRowSize] = {}, weight_[kLocalBlock] = {};
     int32_t lowest_ = 0;

@@ -278,7 +278,9 @@ class _Composing:
 def composed_case(rng: random.Random) -> None:
     """Compare the native core with the reference decoder on decisions that no encoder would take."""
     shape = _shape(rng, 250)
-    kind = rng.choice(("interpolation", "interpolation", "causal", "causal", "local", "local", "labels", "lossless"))
+    kind = rng.choice(
+        ("interpolation", "interpolation", "causal", "causal", "local", "local", "labels", "lossless")
+    )
     if kind == "labels":
         with _Composing(rng) as composer:
             expected = np.array(reference.decode_labels(b"", shape), np.uint8).reshape(shape)
