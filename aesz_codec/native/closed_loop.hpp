@@ -56,7 +56,8 @@ inline int32_t quantize(T x, double prediction, double step, double inverse, dou
     const double q = (static_cast<double>(x) - prediction) * inverse;
     const double code = (q + 6755399441055744.0) - 6755399441055744.0;  // to the nearest integer
     const double error = static_cast<double>(x) - static_cast<double>(static_cast<T>(prediction + code * step));
-    const bool kept = (std::abs(q) < kLargestCode) & (std::abs(error) <= tolerance);  // no branches: loops become SIMD
+    // no branches: loops become SIMD
+    const int kept = static_cast<int>(std::abs(q) < kLargestCode) & static_cast<int>(std::abs(error) <= tolerance);
     return static_cast<int32_t>(kept ? code : static_cast<double>(kOutlier));
 }
 

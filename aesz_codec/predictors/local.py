@@ -13,6 +13,7 @@ field, and let seven contexts say how likely each outcome is.
 Nothing of this is stored: the decoder learns the same weights. Papers: Wu and Memon 1997 (error feedback), Li and Orchard 2001
 (least squares that follow edges), Meyer and Tischer 2001 (blending). Format: ``docs/format.md``, section 17. Choose it for
 tight bounds and rough fields, where bytes count more than time: about 300 ns a value in either direction.
+Takes 6 bytes a value and 0.25 kB (two axes) or 0.45 kB (more) a column besides the array.
 """
 
 from __future__ import annotations
