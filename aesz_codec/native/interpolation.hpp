@@ -417,11 +417,12 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         if (!known_[i]) {
             if constexpr (!Codes::decoding)
                 if (plan_.frames == 1) weights_[i] = fit(geometry, order_[k], level, {{source_, chunk_.data, chunk_.mask}});
-            for (std::size_t j = 0; j < static_cast<std::size_t>(geometry.layout.count()); ++j)
-                weights_[i][j] = defaults[j] + coder_.code_integer(Codes::decoding ? 0 : weights_[i][j] - defaults[j]);
-            for (std::size_t j = 0; j < static_cast<std::size_t>(geometry.layout.count()); ++j)
-                if (weights_[i][j] < -4096 || weights_[i][j] > 4096)
-                    throw CorruptStream("an interpolation weight is out of range");
+            for (std::size_t j = 0; j < static_cast<std::size_t>(geometry.layout.count()); ++j) {
+                const int32_t excess = coder_.code_integer(Codes::decoding ? 0 : weights_[i][j] - defaults[j]);
+                const int64_t weight = int64_t{defaults[j]} + excess;
+                if (weight < -4096 || weight > 4096) throw CorruptStream("an interpolation weight is out of range");
+                weights_[i][j] = static_cast<int32_t>(weight);
+            }
             known_[i] = true;
         }
         return weights_[i];
