@@ -179,8 +179,6 @@ class LocalCoder {
     };
 
     void line(int64_t at) {
-        if constexpr (Coder::decoding)
-            if (coder_.overrun() > 8) throw CorruptStream("the codes end too early");  // before more time is spent
         const int64_t width = dim_[0];
         for (std::size_t k = 0; k < taps_.size(); ++k) {
             bool inside = true;
@@ -210,6 +208,8 @@ class LocalCoder {
         const auto pool = kAvx2 ? avx2::pool<Size> : portable::pool<Size>;
         const auto accumulate = kAvx2 ? avx2::accumulate<Size> : portable::accumulate<Size>;
         for (int64_t b = 0; b < blocks_; ++b) {
+            if constexpr (Coder::decoding)
+                if (coder_.overrun() > 8) throw CorruptStream("the codes end too early");  // before more time is spent
             const int64_t from = b * kLocalBlock, to = std::min(width, from + kLocalBlock);
             float* sums = sums_.data() + (b + 1) * kTable;
             local_ = weights_.data() + b * Size;
