@@ -35,6 +35,8 @@ _INTEGER_SLACK = 0.499  # an error below this vanishes when rounding to integers
 _LARGEST_INTEGER = 2**53  # integers up to here are exact as float64
 _MAX_LABELS = 15
 _LEAST_PADDING = 16  # fewer values are cheaper as they are
+_HOPELESS = 1.1  # times the bytes of the best on a sample
+_HARDLY_ANYTHING = 0.05  # bits a value
 _VALUES_PER_BYTE = 1 << 20  # no code is cheaper: docs/format.md, section 15
 
 
@@ -403,10 +405,15 @@ def _smallest(
     for _, leader in list(best.values()):
         for candidate in leader.refinements(effort):
             attempt(candidate)
-    finalists = [candidate for _, candidate in sorted(best.values(), key=lambda entry: entry[0])]
+    leaders = sorted(best.values(), key=lambda entry: entry[0])
+    least = leaders[0][0]
+    finalists = [leaders[0][1].final(effort)]
+    if effort == "max":
+        finalists = [candidate.final(effort) for size, candidate in leaders if size <= _HOPELESS * least]
+        if 8 * least < _HARDLY_ANYTHING * count:  # quiet blocks are cheaper than any decision
+            finalists.append(leaders[0][1])
     coded: list[tuple[Predictor, bytes, bytes]] = []
-    for candidate in finalists[: None if effort == "max" else 1]:
-        final = candidate.final(effort)
+    for final in finalists:
         with contextlib.suppress(OverflowError):
             coded.append((final, *final.encode(values, mask, quantizer)))
     if not coded:
