@@ -406,12 +406,12 @@ def _smallest(
         for candidate in leader.refinements(effort):
             attempt(candidate)
     leaders = sorted(best.values(), key=lambda entry: entry[0])
-    least = leaders[0][0]
-    finalists = [leaders[0][1].final(effort)]
+    least = min((size for size, _ in leaders), default=0.0)
+    finalists = [candidate.final(effort) for _, candidate in leaders[:1]]
     if effort == "max":
         finalists = [candidate.final(effort) for size, candidate in leaders if size <= _HOPELESS * least]
         if 8 * least < _HARDLY_ANYTHING * count:  # quiet blocks are cheaper than any decision
-            finalists.append(leaders[0][1])
+            finalists += [candidate for _, candidate in leaders[:1]]
     coded: list[tuple[Predictor, bytes, bytes]] = []
     for final in finalists:
         with contextlib.suppress(OverflowError):
