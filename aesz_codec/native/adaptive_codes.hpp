@@ -55,11 +55,7 @@ class AdaptiveCodes {
     }
 
     // Signed integers of side information.
-    int32_t code_integer(int32_t value) {
-        const uint32_t folded = value >= 0 ? 2 * static_cast<uint32_t>(value) : 2 * static_cast<uint32_t>(-(value + 1)) + 1;
-        const uint32_t got = code_golomb(coder_, models_->integer, folded);
-        return got & 1 ? -static_cast<int32_t>(got >> 1) - 1 : static_cast<int32_t>(got >> 1);
-    }
+    int32_t code_integer(int32_t value) { return code_signed(coder_, models_->integer, value); }
 
   private:
     static constexpr int kQuietBits = 3, kQuietBlock = 1 << kQuietBits;  // codes among zeros are coded so many at a time

@@ -66,8 +66,6 @@ class CausalCoder : ClosedLoop<T, Codes> {
     }
 
   private:
-    using Coordinates = std::array<int64_t, kMaxDims>;
-
     std::size_t width() const { return static_cast<std::size_t>(plan_.shape.dim[static_cast<std::size_t>(plan_.shape.n - 1)]); }
 
     Coordinates coordinates(int64_t at) const {
@@ -188,33 +186,8 @@ class CausalCoder : ClosedLoop<T, Codes> {
             lorenzo[2] = -256;
         }
         for (int i = 0; i < m; ++i) weights_[i + 1] = lorenzo[i];
-        // Bytes grow with the logarithm of an error: in the second and third round large ones weigh less.
         const double prior[kMaxTaps] = {};
-        double x[kMaxTaps];
-        for (int round = 0; round < 3; ++round) {
-            NormalEquations equations;
-            equations.n = m;
-            double total = 0;
-            for (std::size_t i = 0; i < samples.size(); i += static_cast<std::size_t>(m) + 1) {
-                const double* feature = &samples[i];
-                double weight = 1;
-                if (round) {
-                    double error = feature[m];
-                    for (int k = 0; k < m; ++k) error -= x[k] * feature[k];
-                    weight = 1 / (1 + error * error / (4 * chunk_.tolerance * chunk_.tolerance));
-                }
-                equations.add(feature, feature[m], weight);
-                total += weight;
-            }
-            // uniform noise has the variance tolerance^2 / 3; that of the base is in every feature
-            const double noise = total * chunk_.tolerance * chunk_.tolerance / 3;
-            for (int i = 0; i < m; ++i) {
-                for (int j = 0; j <= i; ++j) equations.a[i][j] += i == j ? 2 * noise : noise;
-                equations.b[i] += noise;
-            }
-            if (equations.count <= 8 * m || !equations.solve(prior, 1e-6, x)) return;
-            quantize_weights(x, m, lorenzo, weights_ + 1);
-        }
+        fit_weights({m, chunk_.tolerance, 3, 1e-6, 8 * m + 1, true}, samples, prior, lorenzo, weights_ + 1);
     }
 
     const CausalPlan& plan_;

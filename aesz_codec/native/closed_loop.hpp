@@ -18,10 +18,12 @@ struct CorruptStream : std::runtime_error {
 
 constexpr int kMaxDims = 4;
 
+using Coordinates = std::array<int64_t, kMaxDims>;
+
 struct Shape {
     int n = 0;
-    std::array<int64_t, kMaxDims> dim{};   // sizes, slowest first
-    std::array<int64_t, kMaxDims> step{};  // elements from one index to the next
+    Coordinates dim{};   // sizes, slowest first
+    Coordinates step{};  // elements from one index to the next
     int64_t size = 1;
 
     Shape() = default;
@@ -33,6 +35,16 @@ struct Shape {
         }
     }
 };
+
+// Moves on to the next of the coordinates start, start + step, ... below `end`, in C order over the first `axes`; false after
+// the last.
+inline bool advance(Coordinates& c, int axes, const Coordinates& end, const Coordinates& start = {}, int64_t step = 1) {
+    for (std::size_t a = static_cast<std::size_t>(axes); a-- > 0;) {
+        if ((c[a] += step) < end[a]) return true;
+        c[a] = start[a];
+    }
+    return false;
+}
 
 // One array on its way through the closed loop.  `mask` marks values that are not coded; they take their prediction.
 template <class T>
@@ -156,6 +168,49 @@ inline void quantize_weights(const double* x, int n, const int32_t* fallback, in
         }
     }
     for (int i = 0; i < n; ++i) w[i] = static_cast<int32_t>(std::nearbyint(x[i] / kWeightUnit));
+}
+
+// How weights are fitted to samples.
+struct Regression {
+    int features;
+    double tolerance;
+    int rounds;     // from the second on large errors weigh less: bytes grow with the logarithm of an error
+    double ridge;   // towards the prior
+    int64_t least;  // samples
+    bool exact;     // whether the features are of the original: those of the decoder carry the quantizer's noise besides
+};
+
+// Fits by least squares.  `samples`: features and target, one after the other.  Where there is no sound solution `w` stays as it
+// is, or as the round before left it.
+inline void fit_weights(const Regression& how, const std::vector<double>& samples, const double* prior, const int32_t* fallback,
+                        int32_t* w) {
+    const int n = how.features;
+    double x[kMaxWeights];
+    for (int round = 0; round < how.rounds; ++round) {
+        NormalEquations equations;
+        equations.n = n;
+        double total = 0;
+        for (std::size_t i = 0; i < samples.size(); i += static_cast<std::size_t>(n) + 1) {
+            const double* feature = &samples[i];
+            double weight = 1;
+            if (round) {
+                double error = feature[n];
+                for (int k = 0; k < n; ++k) error -= x[k] * feature[k];
+                weight = 1 / (1 + error * error / (4 * how.tolerance * how.tolerance));
+            }
+            equations.add(feature, feature[n], weight);
+            total += weight;
+        }
+        if (how.exact) {  // uniform noise has the variance tolerance^2 / 3; that of the base is in every feature
+            const double noise = total * how.tolerance * how.tolerance / 3;
+            for (int i = 0; i < n; ++i) {
+                for (int j = 0; j <= i; ++j) equations.a[i][j] += i == j ? 2 * noise : noise;
+                equations.b[i] += noise;
+            }
+        }
+        if (equations.count < how.least || !equations.solve(prior, how.ridge, x)) return;
+        quantize_weights(x, n, fallback, w);
+    }
 }
 
 }  // namespace aesz

@@ -94,52 +94,41 @@ class LevelPlanes {
     void merge(const U* planes, U* out) const {
         const int inner = plane_.n - 1;
         const int64_t width = grid_[static_cast<std::size_t>(inner)];
-        std::array<int64_t, kMaxDims> c{};
-        while (true) {
-            int64_t at = 0;
-            for (int a = 0; a < inner; ++a) {
-                const int64_t x = c[static_cast<std::size_t>(a)];
-                at += (x >> 1) * step(a) + ((x & 1) << a) * plane_.size;
-            }
+        Coordinates c{};
+        do {
+            const int64_t at = line_start(c);
             interleave(planes + at, planes + at + start(1 << inner), width, out);
             out += width;
-            int a = inner - 1;
-            for (; a >= 0; --a) {
-                const std::size_t i = static_cast<std::size_t>(a);
-                if (++c[i] < grid_[i]) break;
-                c[i] = 0;
-            }
-            if (a < 0) return;
-        }
+        } while (advance(c, inner, grid_));
     }
 
     // The reverse.
     template <class U>
     void split(const U* frame, const Shape& shape, int64_t stride, U* planes) const {
-        std::array<int64_t, kMaxDims> c{};
         const int inner = plane_.n - 1;
-        while (true) {
-            int64_t at = 0, from = 0;
-            for (int a = 0; a < inner; ++a) {
-                const int64_t x = c[static_cast<std::size_t>(a)];
-                at += (x >> 1) * step(a) + ((x & 1) << a) * plane_.size;
-                from += x * stride * shape.step[static_cast<std::size_t>(a)];
-            }
+        Coordinates c{};
+        do {
+            const int64_t at = line_start(c);
+            int64_t from = 0;
+            for (std::size_t a = 0; a < static_cast<std::size_t>(inner); ++a) from += c[a] * stride * shape.step[a];
             for (int64_t x = 0; x < grid_[static_cast<std::size_t>(inner)]; ++x)
                 planes[at + (x >> 1) + (x & 1) * start(1 << inner)] = frame[from + x * stride];
-            int a = inner - 1;
-            for (; a >= 0; --a) {
-                const std::size_t i = static_cast<std::size_t>(a);
-                if (++c[i] < grid_[i]) break;
-                c[i] = 0;
-            }
-            if (a < 0) return;
-        }
+        } while (advance(c, inner, grid_));
     }
 
   private:
+    // The place of the first point of a line of the level.
+    int64_t line_start(const Coordinates& c) const {
+        int64_t at = 0;
+        for (int a = 0; a + 1 < plane_.n; ++a) {
+            const int64_t x = c[static_cast<std::size_t>(a)];
+            at += (x >> 1) * step(a) + ((x & 1) << a) * plane_.size;
+        }
+        return at;
+    }
+
     Shape plane_;
-    std::array<int64_t, kMaxDims> grid_{};  // points of the level along each axis
+    Coordinates grid_{};  // points of the level along each axis
 };
 
 // The planes of all levels, one after the other.
@@ -449,23 +438,17 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     void for_each_line(int set, int64_t s, Visit visit) const {
         const LevelPlanes& planes = pyramid_[highest_bit(static_cast<uint32_t>(s))];
         const Shape& shape = plan_.frame;
-        std::array<int64_t, kMaxDims> c{}, start{};
-        for (std::size_t a = 0; a < static_cast<std::size_t>(shape.n); ++a) c[a] = start[a] = set >> a & 1 ? s : 0;
-        while (true) {
+        Coordinates start{};
+        for (std::size_t a = 0; a < static_cast<std::size_t>(shape.n); ++a) start[a] = set >> a & 1 ? s : 0;
+        Coordinates c = start;
+        do {
             int64_t at = 0, first = planes.start(set);
             for (std::size_t a = 0; a + 1 < static_cast<std::size_t>(shape.n); ++a) {
                 at += c[a] * shape.step[a];
                 first += c[a] / (2 * s) * planes.step(static_cast<int>(a));
             }
             visit(first, at, c);
-            int a = shape.n - 2;
-            for (; a >= 0; --a) {
-                const std::size_t i = static_cast<std::size_t>(a);
-                if ((c[i] += 2 * s) < shape.dim[i]) break;
-                c[i] = start[i];
-            }
-            if (a < 0) return;
-        }
+        } while (advance(c, shape.n - 1, shape.dim, start, 2 * s));
     }
 
     // The points of a line: the first coordinate, the distance, how many.
@@ -499,7 +482,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
             if (!entry) entry = std::make_unique<Stencil>(geometry.stencil(w, around));
             return *entry;
         };
-        for_each_line(set, s, [&](int64_t first, int64_t at, const std::array<int64_t, kMaxDims>& c) {
+        for_each_line(set, s, [&](int64_t first, int64_t at, const Coordinates& c) {
             Around around;
             for (int a = 0; a < inner; ++a) geometry.look(around, a, c[static_cast<std::size_t>(a)]);
             auto predict = [&](int64_t from, int64_t to) {
@@ -534,8 +517,8 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     }
 
     // Sums of the codes around every point of a line, but those of the line itself.
-    void gather(const ClassGeometry& geometry, const Around& outer, const std::array<int64_t, kMaxDims>& c, int64_t s,
-                const Line& line, int64_t first) {
+    void gather(const ClassGeometry& geometry, const Around& outer, const Coordinates& c, int64_t s, const Line& line,
+                int64_t first) {
         const Shape& shape = plan_.frame;
         const LevelPlanes& planes = pyramid_[highest_bit(static_cast<uint32_t>(s))];
         const int inner = shape.n - 1;
@@ -585,7 +568,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         int64_t seen = 0;
         double feature[kMaxWeights];
         for (const Sample& sample : samples)
-            for_each_line(set, s, [&](int64_t first, int64_t at, const std::array<int64_t, kMaxDims>& c) {
+            for_each_line(set, s, [&](int64_t first, int64_t at, const Coordinates& c) {
                 Around outer;
                 for (int a = 0; a < inner; ++a) geometry.look(outer, a, c[static_cast<std::size_t>(a)]);
                 int64_t i = (skip - seen % skip) % skip;
@@ -600,26 +583,11 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                     sampled.push_back(static_cast<double>(sample.data[here]) - base);
                 }
             });
-        double prior[kMaxWeights], x[kMaxWeights];
+        double prior[kMaxWeights];
         for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) prior[i] = defaults[i] * kWeightUnit;
         Weights w = defaults;
-        // Bytes grow with the logarithm of an error: in the second round large ones weigh less.
-        for (int round = 0; round < (Codes::narrow ? 1 : 2); ++round) {
-            NormalEquations equations;
-            equations.n = n;
-            for (std::size_t i = 0; i < sampled.size(); i += static_cast<std::size_t>(n) + 1) {
-                const double* f = &sampled[i];
-                double weight = 1;
-                if (round) {
-                    double error = f[n];
-                    for (int k = 0; k < n; ++k) error -= x[k] * f[k];
-                    weight = 1 / (1 + error * error / (4 * chunk_.tolerance * chunk_.tolerance));
-                }
-                equations.add(f, f[n], weight);
-            }
-            if (equations.count < kTooFew || !equations.solve(prior, 1e-3, x)) return w;
-            quantize_weights(x, n, defaults.data(), w.data());
-        }
+        fit_weights({n, chunk_.tolerance, Codes::narrow ? 1 : 2, 1e-3, kTooFew, false}, sampled, prior, defaults.data(),
+                    w.data());
         return w;
     }
 

@@ -10,12 +10,10 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
-#include <limits>
-#include <memory>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "causal.hpp"
@@ -80,7 +78,7 @@ constexpr int kLocalBlock = 8;               // columns
 constexpr int32_t kLocalLargest = 1 << 28;   // magnitude of the integers
 constexpr int32_t kLocalErrorLimit = 32767;  // of remembered errors, in 1/16
 constexpr int kGuesses = 4;
-constexpr int kErrorFeatures = 5;
+constexpr int kErrorFeatures = 5, kPlaneErrorFeatures = 3;  // with a frame before, and without: the first three
 
 // Steps back along the last axis, the one before it, ...; negative: ahead.
 constexpr CausalTap kPlaneTaps[] = {
@@ -101,7 +99,7 @@ template <class T, class Coder, int Size>
 class LocalCoder {
   public:
     LocalCoder(const LocalPlan& plan, Chunk<T>& chunk, Coder& coder)
-        : plan_(plan), chunk_(chunk), coder_(coder), values_(size()), errors_(size()), models_(kLocalContexts, 16) {
+        : plan_(plan), chunk_(chunk), coder_(coder), values_(size()), errors_(size()), models_(kLocalContexts, 1) {
         const int n = plan.shape.n;
         for (int k = 0; k < (n == 2 ? 13 : 9); ++k) taps_.push_back(tap(kPlaneTaps[k]));
         for (int k = 0; n > 2 && k < (n == 3 ? 10 : 8); ++k) taps_.push_back(tap(kFrameTaps[k]));
@@ -128,7 +126,7 @@ class LocalCoder {
 
   private:
     static constexpr int kRowSize = Size + 8, kTable = Size * kRowSize;
-    static constexpr int kValues = Size - (Size > 16 ? 5 : 3);  // features that are values; the others are errors
+    static constexpr int kValues = Size - (Size > 16 ? kErrorFeatures : kPlaneErrorFeatures);  // features that are values
 
     struct Tap {
         int back[kMaxDims];
@@ -247,8 +245,7 @@ class LocalCoder {
         const int16_t* e = errors_.data() + here;
         float* feature = features_ + column * kRowSize;
         const bool west = x > 0, east = x + 1 < width;
-        const int32_t none = 0;
-        const int32_t base = west ? v[-1] : nb.north ? nb.north[0] : nb.before ? nb.before[0] : none;
+        const int32_t base = west ? v[-1] : nb.north ? nb.north[0] : nb.before ? nb.before[0] : 0;
 
         int32_t* around = around_ + column * Size;
         const int32_t* there = there_;
@@ -269,6 +266,7 @@ class LocalCoder {
                       enn = nb.north2_e ? nb.north2_e[x] : 0;
         const int32_t eb = nb.before_e ? nb.before_e[x] : 0, ebe = nb.before_e && east ? nb.before_e[x + 1] : 0;
         const int32_t ebs = nb.before_south_e ? nb.before_south_e[x] : 0;
+
         // guesses, relative to the base, weighed by what each was wrong nearby
         const int32_t vw = west ? v[-1] : base, vn = nb.north ? nb.north[x] : vw;
         const int32_t vnw = nb.north && west ? nb.north[x - 1] : vn, vne = nb.north && east ? nb.north[x + 1] : vn;
@@ -326,8 +324,7 @@ class LocalCoder {
         const int64_t away = (int64_t{median - base} * 16 - mean16) * flip;
         const uint32_t far = static_cast<uint32_t>(std::min<int64_t>(away < 0 ? -away : away, 1 << 29));
         const int distance = (far * 4 > expected) + (far * 2 > expected) + (far > expected) + (far > 2 * expected);
-        const int shift = std::max(0, (scale - 10) / 4);  // at most 10: no error is above kLocalErrorLimit
-        const int fine = shift ? 0 : static_cast<int>(magnitude(fraction)) >> 1;
+        const int fine = MixedTokens::shift_of(scale) ? 0 : static_cast<int>(magnitude(fraction)) >> 1;
         const auto sign = [flip](int32_t x) { return (x * flip > 0) - (x * flip < 0) + 1; };
         const auto coarse = [](int c, int divisor, int most) { return std::min(c / divisor, most); };
         const int level = scale_class(4 * static_cast<uint32_t>(std::clamp(middle - lowest_, 0, 1 << 26)));
@@ -342,18 +339,9 @@ class LocalCoder {
             level * 16 + coarse(scale, 3, 15),
         };
 
-        // the residual, turned so that the fraction is positive, in a few high bits with models and low ones without
-        int32_t token = 0;
-        uint32_t low = 0;
-        const int32_t half = shift ? 1 << (shift - 1) : 0;
-        if constexpr (!Coder::decoding) {
-            const int32_t turned = (values_[static_cast<std::size_t>(here)] - middle) * flip + half;
-            token = turned >> shift;
-            low = static_cast<uint32_t>(turned) & ((1u << shift) - 1);
-        }
-        token = models_.code(coder_, context, std::min(scale / 4, 15), token);
-        if (shift) low = coder_.raw(low, shift);
-        const int64_t turned = static_cast<int64_t>(token) * (int64_t{1} << shift) + low - half;
+        // the residual, turned so that the fraction is positive
+        const int32_t wanted = Coder::decoding ? 0 : (values_[static_cast<std::size_t>(here)] - middle) * flip;
+        const int64_t turned = models_.code(coder_, context, scale, 0, wanted);
         value = static_cast<int32_t>(std::clamp<int64_t>(middle + flip * turned, -kLocalLargest, kLocalLargest));
         values_[static_cast<std::size_t>(here)] = value;
         chunk_.out[here] = reconstruct<T>(plan_.offset, value, plan_.step);

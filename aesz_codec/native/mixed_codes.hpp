@@ -1,4 +1,4 @@
-// Codes lines of the quantizer's integers by binary decisions that mix seven contexts.  docs/format.md, section 8.
+// Codes lines of the quantizer's integers by binary decisions that mix seven contexts.  docs/format.md, section 8b.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,7 @@ class MixedCodes {
     static constexpr int32_t clip = kClip;
     static constexpr bool narrow = false;
 
-    explicit MixedCodes(Coder& coder) : coder_(coder), models_(kMixedContexts, kGroups * 16) {}
+    explicit MixedCodes(Coder& coder) : coder_(coder), models_(kMixedContexts, kGroups) {}
 
     // Writes the codes of a line, or fills them in; masked places have 0.
     void line(const CodeLine& l, int32_t* code) {
@@ -49,11 +49,7 @@ class MixedCodes {
     }
 
     // Signed integers of side information.
-    int32_t code_integer(int32_t value) {
-        const uint32_t folded = value >= 0 ? 2 * static_cast<uint32_t>(value) : 2 * static_cast<uint32_t>(-(value + 1)) + 1;
-        const uint32_t got = code_golomb(coder_, integer_, folded);
-        return got & 1 ? -static_cast<int32_t>(got >> 1) - 1 : static_cast<int32_t>(got >> 1);
-    }
+    int32_t code_integer(int32_t value) { return code_signed(coder_, integer_, value); }
 
   private:
     // What is known of a value before it is coded.
@@ -83,24 +79,9 @@ class MixedCodes {
                 s4,
             (c.group * 24 + near) * 24 + other,
         };
-        const int shift = std::max(0, (scale - 10) / 4);
-        const int32_t half = shift ? 1 << (shift - 1) : 0;
-        const bool outlier = value == kOutlier;
-        int32_t token = 0;
-        uint32_t low = 0;
-        if constexpr (!decoding) {
-            const int32_t turned = outlier ? 0 : value * flip + half;
-            token = outlier ? kBeyond : turned >> shift;
-            low = static_cast<uint32_t>(turned) & ((1u << shift) - 1);
-        }
-        token = models_.code(coder_, context, c.group * 16 + std::min(scale / 4, 15), token);
-        if (magnitude(token) > MixedTokens::kUnary && code_bit(coder_, outlier_, outlier)) return kOutlier;
-        if (shift) low = coder_.raw(low, shift);
-        const int64_t turned = static_cast<int64_t>(token) * (int64_t{1} << shift) + low - half;
-        return static_cast<int32_t>(std::clamp<int64_t>(flip * turned, -kLargestCode, kLargestCode));
+        const auto turned = [flip](int32_t x) { return x == kOutlier ? kOutlier : flip * x; };
+        return turned(models_.code(coder_, context, scale, c.group, turned(value), &outlier_));
     }
-
-    static constexpr int32_t kBeyond = MixedTokens::kUnary + 1;
 
     Coder& coder_;
     MixedTokens models_;

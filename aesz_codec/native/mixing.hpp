@@ -10,6 +10,7 @@
 #include <emmintrin.h>
 #endif
 
+#include "codes.hpp"
 #include "models.hpp"
 
 namespace aesz {
@@ -90,13 +91,11 @@ inline int code_decision(Coder& coder, Bit* const (&table)[kContexts], int node,
     return value;
 }
 
-// Models of small signed integers: 0 or not, the sign, the magnitude in unary, Exp-Golomb beyond.
+// Models of signed integers: tokens of their high bits, the low ones as they are.
 class MixedTokens {
   public:
-    static constexpr int kNodes = 24, kUnary = 10;
-
-    // How many values each context takes, and how many sets of weights there are.
-    MixedTokens(const int (&sizes)[kContexts], int sets) : mix_(static_cast<std::size_t>(sets) * kNodes) {
+    // How many values each context takes, and how many groups there are with weights of their own.
+    MixedTokens(const int (&sizes)[kContexts], int groups) : mix_(static_cast<std::size_t>(groups) * kSets * kNodes) {
         std::size_t total = 0;
         for (int i = 0; i < kContexts; ++i) {
             start_[i] = total;
@@ -105,8 +104,36 @@ class MixedTokens {
         bits_.resize(total);
     }
 
+    // How many low bits there are where the class of what is expected is `scale`.
+    static int shift_of(int scale) { return std::max(0, (scale - 10) / 4); }
+
+    // With a model of outliers `value` may be kOutlier.
     template <class Coder>
-    int32_t code(Coder& coder, const int (&context)[kContexts], int set, int32_t value) {
+    int32_t code(Coder& coder, const int (&context)[kContexts], int scale, int group, int32_t value, Bit* outliers = nullptr) {
+        const int shift = shift_of(scale);
+        const int32_t half = shift ? 1 << (shift - 1) : 0;
+        const bool outlier = outliers && value == kOutlier;
+        int32_t token = 0;
+        uint32_t low = 0;
+        if constexpr (!Coder::decoding) {
+            const int32_t above = outlier ? 0 : value + half;
+            token = outlier ? kUnary + 1 : above >> shift;
+            low = static_cast<uint32_t>(above) & ((1u << shift) - 1);
+        }
+        token = code_token(coder, context, group * kSets + std::min(scale / 4, kSets - 1), token);
+        if (outliers && magnitude(token) > kUnary && code_bit(coder, *outliers, outlier)) return kOutlier;
+        if (shift) low = coder.raw(low, shift);
+        const int64_t result = static_cast<int64_t>(token) * (int64_t{1} << shift) + low - half;
+        return static_cast<int32_t>(std::clamp<int64_t>(result, -kLargestCode, kLargestCode));
+    }
+
+  private:
+    static constexpr int kNodes = 24, kUnary = 10;
+    static constexpr int kSets = 16;  // of weights, by scale
+
+    // 0 or not, the sign, the magnitude in unary, Exp-Golomb beyond.
+    template <class Coder>
+    int32_t code_token(Coder& coder, const int (&context)[kContexts], int set, int32_t value) {
         Bit* table[kContexts];
         for (int i = 0; i < kContexts; ++i) table[i] = &bits_[start_[i] + static_cast<std::size_t>(context[i]) * kNodes];
         MixWeights* mix = &mix_[static_cast<std::size_t>(set) * kNodes];
@@ -124,7 +151,6 @@ class MixedTokens {
         return positive ? static_cast<int32_t>(k) : -static_cast<int32_t>(k);
     }
 
-  private:
     std::vector<Bit> bits_;
     std::size_t start_[kContexts];
     std::vector<MixWeights> mix_;

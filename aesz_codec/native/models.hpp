@@ -126,6 +126,15 @@ uint32_t code_golomb(Coder& coder, Bit (&prefix)[32], uint32_t value) {
     return (1u << k) + low - 1;
 }
 
+// Signed integers as unsigned ones, by magnitude: 0, -1, 1, -2, 2, ...
+AESZ_INLINE uint32_t fold(int32_t x) { return static_cast<uint32_t>(x) << 1 ^ static_cast<uint32_t>(x >> 31); }
+AESZ_INLINE int32_t unfold(uint32_t u) { return static_cast<int32_t>(u >> 1) ^ -static_cast<int32_t>(u & 1); }
+
+template <class Coder>
+int32_t code_signed(Coder& coder, Bit (&prefix)[32], int32_t value) {
+    return unfold(code_golomb(coder, prefix, fold(value)));
+}
+
 // ---- distributions over 32 symbols -----------------------------------------------------------------------------
 
 constexpr int kSymbols = 32;

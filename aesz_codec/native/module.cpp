@@ -83,7 +83,18 @@ CoderKind coder_kind(int coder) {
     return static_cast<CoderKind>(coder);
 }
 
-// Calls `run(codes)` with the coder of codes that is wished for.
+// Calls `run(codes)` with the coder of codes that is wished for, on top of a range coder.
+template <class Coder, class Run>
+void with_range_coder(CoderKind kind, Coder& coder, const Run& run) {
+    if (kind == CoderKind::mixed) {
+        MixedCodes<Coder> codes(coder);
+        run(codes);
+    } else {
+        AdaptiveCodes<Coder> codes(coder, kind == CoderKind::adaptive_zeros);
+        run(codes);
+    }
+}
+
 template <class Run>
 std::vector<uint8_t> write_codes(CoderKind kind, const Run& run) {
     if (kind == CoderKind::fixed) {
@@ -93,13 +104,7 @@ std::vector<uint8_t> write_codes(CoderKind kind, const Run& run) {
         return encoder.finish();
     }
     RangeEncoder encoder;
-    if (kind == CoderKind::mixed) {
-        MixedCodes<RangeEncoder> codes(encoder);
-        run(codes);
-    } else {
-        AdaptiveCodes<RangeEncoder> codes(encoder, kind == CoderKind::adaptive_zeros);
-        run(codes);
-    }
+    with_range_coder(kind, encoder, run);
     return encoder.finish();
 }
 
@@ -112,13 +117,7 @@ void read_codes(CoderKind kind, const uint8_t* data, std::size_t size, const Run
         return decoder.finish();
     }
     RangeDecoder decoder(data, size);
-    if (kind == CoderKind::mixed) {
-        MixedCodes<RangeDecoder> codes(decoder);
-        run(codes);
-    } else {
-        AdaptiveCodes<RangeDecoder> codes(decoder, kind == CoderKind::adaptive_zeros);
-        run(codes);
-    }
+    with_range_coder(kind, decoder, run);
     check_end(decoder);
 }
 

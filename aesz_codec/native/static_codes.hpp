@@ -1,7 +1,7 @@
 // Codes lines of the quantizer's integers by tables that stand still within a line, through interleaved rANS.
 // docs/format.md, section 8a.
 //
-// Fast because nothing waits for the value before: the contexts of a line are known before it, four rANS states take turns, and
+// Fast because nothing waits for the value before: the contexts of a line are known before it, eight rANS states take turns, and
 // signs and low bits lie apart, as they are.
 #pragma once
 
@@ -19,6 +19,7 @@
 #include "closed_loop.hpp"
 #include "codes.hpp"
 #include "kernels.hpp"
+#include "models.hpp"
 
 namespace aesz {
 
@@ -459,8 +460,7 @@ class StaticCodes {
     }
 
     int32_t code_integer(int32_t value) {
-        uint32_t folded = value >= 0 ? 2 * static_cast<uint32_t>(value) : 2 * static_cast<uint32_t>(-(value + 1)) + 1;
-        folded = golomb(folded, TokenModels::kInteger);
+        const uint32_t folded = golomb(fold(value), TokenModels::kInteger);
         models_->line_done(1);
         return unfold(folded);
     }
@@ -475,8 +475,6 @@ class StaticCodes {
         int64_t start, count;
     };
 
-    static int32_t unfold(uint32_t u) { return static_cast<int32_t>(u >> 1) ^ -static_cast<int32_t>(u & 1); }
-    static uint32_t fold(int32_t c) { return static_cast<uint32_t>(c) << 1 ^ static_cast<uint32_t>(c >> 31); }
     static int shift_of(int scale) { return std::max(0, scale / 2 - 2); }
 
     void reserve(int64_t count) {

@@ -61,7 +61,7 @@ AESZ_TARGET inline int64_t read_bits(const uint32_t* steps, const uint16_t* inde
         std::memcpy(&word, data + (at >> 3), 8);
         const uint32_t u = (step >> 8) + (static_cast<uint32_t>(word >> (at & 7)) & ((1u << bits) - 1));
         at += bits;
-        code[i] = static_cast<int32_t>(u >> 1) ^ -static_cast<int32_t>(u & 1);
+        code[i] = unfold(u);
     }
     position = at;
     return i;
@@ -76,7 +76,7 @@ AESZ_TARGET inline int64_t write_codes(const TokenTable* table, const uint32_t* 
     int64_t i = 0;
     for (; i < n; ++i) {
         const uint32_t context = index[i], shift = shifts[context % (kScales * kTokens) / kTokens];
-        const uint32_t folded = static_cast<uint32_t>(code[i]) << 1 ^ static_cast<uint32_t>(code[i] >> 31);
+        const uint32_t folded = fold(code[i]);
         const uint32_t high = (folded >> (shift + 1)) + (folded & (shift == 0));
         if (AESZ_UNLIKELY(high >= kTokens - 1)) break;
         const TokenTable& here = table[context / kTokens];
