@@ -315,7 +315,9 @@ class _Lossy:
         self.stream.sections[Section.PLAN] = predictor.pack(self.quantizer.step, self.quantizer.offset)
         self.stream.sections[Section.CODES] = codes
         if outliers:
-            self.stream.sections[Section.OUTLIERS] = outliers
+            self.stream.sections[Section.OUTLIERS] = _little_endian(
+                np.frombuffer(outliers, self.values.dtype)
+            )
         return self.stream
 
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #if defined(_MSC_VER)
 #include <intrin.h>
 #endif
@@ -57,6 +58,25 @@ inline int lowest_bit(uint64_t x) {
 #else
     return __builtin_ctzll(x);
 #endif
+}
+
+// Streams are little-endian on every machine.
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+inline uint16_t little_endian(uint16_t x) { return __builtin_bswap16(x); }
+inline uint64_t little_endian(uint64_t x) { return __builtin_bswap64(x); }
+#else
+inline uint16_t little_endian(uint16_t x) { return x; }
+inline uint64_t little_endian(uint64_t x) { return x; }
+#endif
+
+AESZ_INLINE uint64_t load_little_endian(const uint8_t* bytes) {
+    uint64_t x;
+    std::memcpy(&x, bytes, 8);
+    return little_endian(x);
+}
+AESZ_INLINE void store_little_endian(uint8_t* bytes, uint64_t x) {
+    x = little_endian(x);
+    std::memcpy(bytes, &x, 8);
 }
 
 }  // namespace aesz

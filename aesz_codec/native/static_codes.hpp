@@ -54,7 +54,7 @@ struct BitBuffer {
     AESZ_INLINE void put(uint64_t value, int bits) {  // at most 32
         held |= value << count;
         count += bits;
-        std::memcpy(next, &held, 8);
+        store_little_endian(next, held);
         next += count >> 3;
         held >>= count & ~7;
         count &= 7;
@@ -221,13 +221,8 @@ class BitReader {
     BitReader(const uint8_t* data, std::size_t size) : data_(data), size_(size) {}
     uint64_t code(uint64_t, int bits) {  // at most 32
         const std::size_t at = position_ >> 3;
-        uint64_t word = 0;
-        if (AESZ_UNLIKELY(at + 8 > size_)) {
-            word = last_bytes(at);
-        } else {
-            std::memcpy(&word, data_ + at, 8);
-        }
-        word >>= position_ & 7;
+        const uint64_t word =
+            (AESZ_UNLIKELY(at + 8 > size_) ? last_bytes(at) : load_little_endian(data_ + at)) >> (position_ & 7);
         position_ += static_cast<std::size_t>(bits);
         return word & ((uint64_t{1} << bits) - 1);
     }
@@ -289,14 +284,14 @@ class TokenEncoder {
             uint32_t& lane = state[i % kLanes];
             uint32_t x = lane;
             const bool full = x >= frequency << 17;
-            *(word - 1) = static_cast<uint16_t>(x);
+            *(word - 1) = little_endian(static_cast<uint16_t>(x));
             word -= full;
             x = full ? x >> 16 : x;
             lane = (x / frequency << 15) + x % frequency + (s & 32767);
         }
         for (std::size_t lane = kLanes; lane-- > 0;) {
-            *--word = static_cast<uint16_t>(state[lane]);
-            *--word = static_cast<uint16_t>(state[lane] >> 16);
+            *--word = little_endian(static_cast<uint16_t>(state[lane]));
+            *--word = little_endian(static_cast<uint16_t>(state[lane] >> 16));
         }
         const std::size_t words = static_cast<std::size_t>(end - word), raw = bits_.flush();
         varint(words);

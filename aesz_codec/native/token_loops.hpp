@@ -57,8 +57,7 @@ AESZ_TARGET inline int64_t read_bits(const uint32_t* steps, const uint16_t* inde
     for (; i < n && at <= last; ++i) {
         const uint32_t step = steps[index[i] % (kScales * kTokens)], bits = step & 255;
         if (AESZ_UNLIKELY(bits > 32)) break;
-        uint64_t word;
-        std::memcpy(&word, data + (at >> 3), 8);
+        const uint64_t word = load_little_endian(data + (at >> 3));
         const uint32_t u = (step >> 8) + (static_cast<uint32_t>(word >> (at & 7)) & ((1u << bits) - 1));
         at += bits;
         code[i] = unfold(u);
