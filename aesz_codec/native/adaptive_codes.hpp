@@ -28,16 +28,19 @@ class AdaptiveCodes {
         const int32_t* north = l.sums.north.data();
         Context c;
         c.group = l.group;
+        c.learned = l.scale != nullptr;
         uint32_t west2 = 0;
         for (int64_t i = 0; i < l.count; ++i) {
             if (l.quiet && expected[i] == 0 && (magnitude(c.west) | west2) == 0 && among_zeros(l, i)) {
-                const int zeros = quiet_block(l.group, decoding ? 0 : leading_zeros(code + i));
+                const int quiet = l.scale ? *std::max_element(l.scale + i, l.scale + i + kQuietBlock) / 2 : 0;
+                const int zeros = quiet_block(l.group, std::min(quiet, kQuietClasses - 1), decoding ? 0 : leading_zeros(code + i));
                 std::fill_n(code + i, zeros, 0);
                 i += zeros;
                 if (zeros == kQuietBlock) {
                     --i;
                 } else {
-                    c.west = remembered(code[i] = lonely(l.group, code[i]));
+                    c.scale = l.scale ? l.scale[i] : 0;
+                    c.west = remembered(code[i] = lonely(c, code[i]));
                 }
                 continue;
             }
@@ -49,6 +52,7 @@ class AdaptiveCodes {
             c.near = near[i];
             c.other = other[i];
             c.north = north[i];
+            if (l.scale) c.scale = l.scale[i];
             west2 = magnitude(c.west);
             c.west = remembered(code[i] = one(c, code[i]));
         }
@@ -58,13 +62,15 @@ class AdaptiveCodes {
     int32_t code_integer(int32_t value) { return code_signed(coder_, models_->integer, value); }
 
   private:
-    static constexpr int kQuietBits = 3, kQuietBlock = 1 << kQuietBits;  // codes among zeros are coded so many at a time
+    static constexpr int kQuietBits = 3, kQuietBlock = 1 << kQuietBits, kQuietClasses = 16;  // codes among zeros are coded so many at a time
 
     // What is known of a value before it is coded.
     struct Context {
         uint32_t expected = 0, near = 0, other = 0;  // as in LineSums
         int32_t west = 0, north = 0;                 // neighbouring codes of the same pass
         int group = 0;
+        bool learned = false;
+        int scale = 0;  // learned
     };
 
     // Whether a block of points is coded and has no neighbour but zeros.
@@ -83,12 +89,16 @@ class AdaptiveCodes {
 
     int32_t one(const Context& c, int32_t value) {
         Models& m = *models_;
-        const int scale = scale_class(c.expected), near = scale_class(c.near);
+        const int seen = scale_class(c.expected);
+        const int both = c.scale + (c.expected ? seen + kLearnedFiner : std::min(c.scale, 12));
+        const int scale = c.learned ? both / 2 : seen;
+        const int near = c.learned ? std::max(0, 2 * c.scale - scale) : scale_class(c.near);
         // sums of comparisons: the outcomes are too random to branch on
         const int relative = (near >= scale) + (near > scale + 2) + (near + 2 >= scale);
         const int32_t sign = 16 * (2 * c.west + c.north), expected = static_cast<int32_t>(c.expected);
         const int bias = 2 + (sign > 0) + (sign > expected) - (sign < 0) - (sign < -expected);
         const int variant = relative * 5 + bias;
+        if (c.learned) return symbol(m.learned[scale], m.learned_child[c.group][scale][variant], scale - kLearnedFiner, value);
         if (scale >= binary_below_) return symbol(m.any[scale], m.any_child[c.group][scale][variant], scale, value);
 
         const int n = std::min(near / 2, 15), o = std::min(scale_class(c.other) / 2, 15);
@@ -100,9 +110,9 @@ class AdaptiveCodes {
     }
 
     // How many codes of a block among zeros are 0 before the first that is not: 0 to kQuietBlock.
-    int quiet_block(int group, int zeros) {
+    int quiet_block(int group, int quiet, int zeros) {
         Models& m = *models_;
-        if (code_bit(coder_, m.quiet[group], zeros == kQuietBlock)) return kQuietBlock;
+        if (code_bit(coder_, m.quiet[group][quiet], zeros == kQuietBlock)) return kQuietBlock;
         int node = 1;
         for (int bit = kQuietBits - 1; bit >= 0; --bit)
             node = 2 * node + code_bit(coder_, m.first[group][node], zeros >> bit & 1);
@@ -110,19 +120,25 @@ class AdaptiveCodes {
     }
 
     // A code that is known not to be 0 although all around it are.
-    int32_t lonely(int group, int32_t value) {
+    int32_t lonely(const Context& c, int32_t value) {
+        const int group = c.group;
+        if (c.learned) return symbol(models_->nonzero[0], models_->lonely_child[group][c.scale], 0, value);
         return symbol(models_->nonzero[0], models_->nonzero_child[group][0][kLonely], 0, value);
     }
 
     static constexpr int kBinaryBelow = 8;
     static constexpr int kLonely = 12;  // the variant whose neighbours are all 0
 
-    static int shift_of(int scale) { return std::max(0, scale / 4 - 3); }
+    static int shift_of(int scale) { return scale < 16 ? 0 : scale / 4 - 3; }
 
     // An adaptive distribution with the law that it starts from.
     using Child = Distribution<32>;
     struct Parent {
         Distribution<256> law, now;
+        void start(const std::array<uint32_t, kSymbols>& weight) {
+            law.start(edges_of(weight));
+            now = law;
+        }
     };
 
     int32_t symbol(Parent& parent, uint16_t& slot, int scale, int32_t value) {
@@ -156,36 +172,42 @@ class AdaptiveCodes {
         Bit zero_scale[kGroups][kBinaryBelow], zero_near[kGroups][256], zero_other[256][kBinaryBelow],
             zero_same[kGroups][16 * kBinaryBelow];
         Mixer<4> zero_mixer[kGroups];
-        Bit quiet[kGroups], first[kGroups][kQuietBlock];
+        Bit quiet[kGroups][kQuietClasses], first[kGroups][kQuietBlock];
         Bit outlier, beyond[32], integer[32];
-        Parent any[kClasses], nonzero[kBinaryBelow];
+        Parent any[kClasses], nonzero[kBinaryBelow], learned[kLearnedClasses];
         std::vector<Child> children;  // as they are needed; a slot holds the number of its child, from 1
         uint16_t any_child[kGroups][kClasses][20] = {};
         uint16_t nonzero_child[kGroups][kBinaryBelow][20] = {};
+        uint16_t learned_child[kGroups][kLearnedClasses][20] = {}, lonely_child[kGroups][kLearnedClasses] = {};
 
         // The laws: a two-sided geometric distribution with the mean magnitude of the class, and a wider one for the tails.
         Models() {
-            children.reserve(kGroups * (kClasses + kBinaryBelow) * 20);  // never moved; untouched memory costs nothing
+            children.reserve(kGroups * ((kClasses + kBinaryBelow + kLearnedClasses) * 20 + kLearnedClasses));  // never moved; untouched memory costs nothing
             for (int scale = 0; scale < kClasses; ++scale) {
-                const int octave = scale / 4, shift = shift_of(scale);
-                const uint64_t middle = (static_cast<uint64_t>(4 + scale % 4) << octave) - 4 + ((uint64_t{1} << octave) >> 1);
-                const uint64_t mean = std::max<uint64_t>(1, middle), wide = 3 * mean + (uint64_t{16} << shift);
-                std::array<uint32_t, kSymbols> weight;
-                uint64_t x = uint64_t{1} << 20, y = uint64_t{1} << 16;
-                for (std::size_t t = 0; t < 16; ++t) {
-                    weight[16 + t] = static_cast<uint32_t>(x + y) + 16;
-                    x = x * mean / (mean + (uint64_t{16} << shift));
-                    y = y * wide / (wide + (uint64_t{16} << shift));
-                    weight[15 - t] = shift ? weight[16 + t] : static_cast<uint32_t>(x + y) + 16;
-                }
-                any[scale].law.start(edges_of(weight));
-                any[scale].now = any[scale].law;
+                auto weight = law(scale, shift_of(scale), 16);
+                any[scale].start(weight);
                 if (scale < kBinaryBelow) {
                     weight[16] = 1;
-                    nonzero[scale].law.start(edges_of(weight));
-                    nonzero[scale].now = nonzero[scale].law;
+                    nonzero[scale].start(weight);
                 }
             }
+            for (int scale = 0; scale < kLearnedClasses; ++scale)
+                learned[scale].start(law(scale, shift_of(scale - kLearnedFiner), 256));
+        }
+
+        static std::array<uint32_t, kSymbols> law(int scale, int shift, uint64_t one) {
+            const int octave = scale / 4;
+            const uint64_t middle = (static_cast<uint64_t>(4 + scale % 4) << octave) - 4 + ((uint64_t{1} << octave) >> 1);
+            const uint64_t mean = std::max<uint64_t>(1, middle), unit = one << shift, wide = 3 * mean + unit;
+            std::array<uint32_t, kSymbols> weight;
+            uint64_t x = uint64_t{1} << 20, y = uint64_t{1} << 16;
+            for (std::size_t t = 0; t < 16; ++t) {
+                weight[16 + t] = static_cast<uint32_t>(x + y) + 16;
+                x = x * mean / (mean + unit);
+                y = y * wide / (wide + unit);
+                weight[15 - t] = shift ? weight[16 + t] : static_cast<uint32_t>(x + y) + 16;
+            }
+            return weight;
         }
     };
 

@@ -26,6 +26,9 @@ inline int scale_class(uint32_t expected16) {
     return std::min(4 * (e - 2) + static_cast<int>(v >> (e - 2) & 3), kClasses - 1);
 }
 
+// Classes that a network gives: four an octave as well, but from magnitudes in 1/256 on.
+constexpr int kLearnedFiner = 16, kLearnedClasses = kClasses + kLearnedFiner;
+
 // What is known around the points of a line before its first is coded: magnitudes in 1/16, and the codes of the line before.
 struct LineSums {
     std::vector<uint32_t> expected;  // weighted sum over all neighbours, without those in the line
@@ -47,6 +50,7 @@ struct CodeLine {
     const uint8_t* mask;   // of the first point, or none
     int64_t distance;      // elements between points, for the mask
     int64_t count;
+    const uint8_t* scale = nullptr;  // learned classes of magnitudes, or none
 
     bool masked(int64_t i) const { return mask && mask[i * distance]; }
 };

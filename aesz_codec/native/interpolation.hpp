@@ -12,25 +12,17 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "closed_loop.hpp"
 #include "kernels.hpp"
+#include "learned.hpp"
+#include "planes.hpp"
 
 namespace aesz {
 
 constexpr int kFitLevels = 5;  // the finest levels have weights of their own
-
-// The classes of a level as sets of odd axes (bit a = axis a): fewer odd axes first, then by set, or against it.
-inline std::vector<int> class_order(int n, bool reversed) {
-    std::vector<int> order;
-    for (int set = 1; set < 1 << n; ++set) order.push_back(set);
-    std::sort(order.begin(), order.end(), [reversed](int x, int y) {
-        const int cx = count_bits(static_cast<unsigned>(x)), cy = count_bits(static_cast<unsigned>(y));
-        return cx != cy ? cx < cy : reversed ? x > y : x < y;
-    });
-    return order;
-}
 
 using Weights = std::array<int32_t, kMaxWeights>;
 
@@ -59,96 +51,6 @@ struct Around {
     unsigned far = 0, mirrored = 0, diagonal = 0;
     // A small number for a class with so many odd axes.
     std::size_t key(int odd) const { return far | mirrored << odd | diagonal << 2 * odd; }
-};
-
-// Where a level keeps its points: one dense plane a class, all of the same size, the coarser levels in plane 0.
-class LevelPlanes {
-  public:
-    LevelPlanes(const Shape& shape, int64_t stride) {
-        int64_t dims[kMaxDims];
-        for (int a = 0; a < shape.n; ++a) {
-            dims[a] = (shape.dim[static_cast<std::size_t>(a)] + 2 * stride - 1) / (2 * stride);
-            grid_[static_cast<std::size_t>(a)] = (shape.dim[static_cast<std::size_t>(a)] + stride - 1) / stride;
-        }
-        plane_ = Shape(shape.n, dims);
-    }
-
-    int64_t size() const { return plane_.size << plane_.n; }
-    int64_t start(int set) const { return set * plane_.size; }
-    int64_t step(int axis) const { return plane_.step[static_cast<std::size_t>(axis)]; }
-
-    // From a point of the class `set` to the one `distance` strides further along `axis`, and then along `axis2`.
-    int64_t offset(int set, int axis, int distance, int axis2 = 0, int distance2 = 0) const {
-        const auto along = [&](int a, int d) { return (((set >> a & 1) + d) >> 1) * step(a); };
-        int target = set ^ ((distance & 1) << axis);
-        int64_t elements = along(axis, distance);
-        if (distance2) {
-            target ^= (distance2 & 1) << axis2;
-            elements += along(axis2, distance2);
-        }
-        return start(target) - start(set) + elements;
-    }
-
-    // Writes all points of the level in C order: as the plane 0 of the next finer level has them, or the frame.
-    template <class U>
-    void merge(const U* planes, U* out) const {
-        const int inner = plane_.n - 1;
-        const int64_t width = grid_[static_cast<std::size_t>(inner)];
-        Coordinates c{};
-        do {
-            const int64_t at = line_start(c);
-            interleave(planes + at, planes + at + start(1 << inner), width, out);
-            out += width;
-        } while (advance(c, inner, grid_));
-    }
-
-    // The reverse.
-    template <class U>
-    void split(const U* frame, const Shape& shape, int64_t stride, U* planes) const {
-        const int inner = plane_.n - 1;
-        Coordinates c{};
-        do {
-            const int64_t at = line_start(c);
-            int64_t from = 0;
-            for (std::size_t a = 0; a < static_cast<std::size_t>(inner); ++a) from += c[a] * stride * shape.step[a];
-            for (int64_t x = 0; x < grid_[static_cast<std::size_t>(inner)]; ++x)
-                planes[at + (x >> 1) + (x & 1) * start(1 << inner)] = frame[from + x * stride];
-        } while (advance(c, inner, grid_));
-    }
-
-  private:
-    // The place of the first point of a line of the level.
-    int64_t line_start(const Coordinates& c) const {
-        int64_t at = 0;
-        for (int a = 0; a + 1 < plane_.n; ++a) {
-            const int64_t x = c[static_cast<std::size_t>(a)];
-            at += (x >> 1) * step(a) + ((x & 1) << a) * plane_.size;
-        }
-        return at;
-    }
-
-    Shape plane_;
-    Coordinates grid_{};  // points of the level along each axis
-};
-
-// The planes of all levels, one after the other.
-class Pyramid {
-  public:
-    Pyramid(const Shape& shape, int levels) {
-        for (int l = 0; l < levels; ++l) {
-            levels_.emplace_back(shape, int64_t{1} << l);
-            start_.push_back(size_);
-            size_ += levels_.back().size();
-        }
-    }
-    const LevelPlanes& operator[](int level) const { return levels_[static_cast<std::size_t>(level)]; }
-    int64_t start(int level) const { return start_[static_cast<std::size_t>(level)]; }
-    int64_t size() const { return size_; }
-
-  private:
-    std::vector<LevelPlanes> levels_;
-    std::vector<int64_t> start_;
-    int64_t size_ = 0;
 };
 
 class ClassGeometry {
@@ -306,6 +208,8 @@ struct InterpolationPlan {
     int alpha16 = 16;        // step of level l = step / min(alpha^l, beta), both in 1/16
     int beta16 = 16;
     double offset = 0;  // prediction of the first point
+    const LearnedNets* nets = nullptr;  // or none
+    LearnedSamples* samples = nullptr;  // to be filled, or none; encoder only
 
     int levels() const {
         int64_t longest = 1;
@@ -341,6 +245,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         prediction_.resize(width);
         code_.resize(width);
         sums_ = LineSums(width);
+        if (plan.nets || plan.samples) learned_ = LearnedLine(width);
     }
 
     void run() {
@@ -501,13 +406,29 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const int64_t s = int64_t{1} << level;
         const Line line = line_of(set, s);
         const int group = std::min(level, 1) * 3 + std::min(geometry.layout.odd, 3) - 1;
+        const int slot = LearnedNets::slot(plan_.frame.n, set, referring_);
+        std::optional<LearnedPass> learned;
+        if ((plan_.nets || plan_.samples) && level < kLearnedLevels && slot >= 0)
+            learned.emplace(plan_.frame, pyramid_[level], set, s, order_, referring_);
         predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around& around, const auto& c) {
             gather(geometry, around, c, s, line, first);
             const int64_t at = frame_ + in_frame;
+            const uint8_t* scale = nullptr;
+            if (learned) {
+                learned->look(source_.data(), first, c, line.count, prediction_.data(), step, sums_, learned_);
+                if constexpr (!Codes::decoding)
+                    if (plan_.samples)
+                        plan_.samples->add(slot, learned->inputs, learned_, chunk_.data + at, line.dx, this->mask_at(at), line.count,
+                                           prediction_.data(), inverse, level);
+                if (plan_.nets) {
+                    run_learned(plan_.nets->net[static_cast<std::size_t>(slot)], learned_, line.count, step, prediction_.data());
+                    scale = learned_.scale.data();
+                }
+            }
             if constexpr (!Codes::decoding)
                 quantize_line(chunk_.data + at, line.dx, line.count, prediction_.data(), step, inverse, chunk_.tolerance,
                               code_.data());
-            coder_.line({sums_, group, 4, true, this->mask_at(at), line.dx, line.count}, code_.data());
+            coder_.line({sums_, group, 4, true, this->mask_at(at), line.dx, line.count, scale}, code_.data());
             if (!settle_line<Codes::clip>(prediction_.data(), code_.data(), step, line.count, values_ + first, codes_ + first))
                 for (int64_t i = 0; i < line.count; ++i)
                     if (code_[static_cast<std::size_t>(i)] == kOutlier)
@@ -676,6 +597,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     std::vector<double> prediction_;
     std::vector<int32_t> code_;
     LineSums sums_;
+    LearnedLine learned_;
     T* values_ = nullptr;  // planes of the level that is coded, of the frame and of the one that it refers to
     int16_t* codes_ = nullptr;
     std::array<const T*, 2> source_{};

@@ -10,8 +10,8 @@
 namespace aesz {
 
 // What the contexts are is told in `one`.
-constexpr int kMixedContexts[kContexts] = {kGroups * 64 * 3, 16 * 64,  24 * 24 * 3,      24 * 24 * 3,
-                                           12 * 12 * 12,     243 * 12, kGroups * 24 * 24};
+constexpr int kMixedContexts[kContexts] = {kGroups * 80 * 3, 16 * 64,  24 * 24 * 3,      24 * 24 * 3,
+                                           12 * 12 * 12,     243 * 12, 80 * 24 * 3 > kGroups * 24 * 24 ? 80 * 24 * 3 : kGroups * 24 * 24};
 
 template <class Coder>
 class MixedCodes {
@@ -34,6 +34,7 @@ class MixedCodes {
             }
             Context c;
             c.group = l.group;
+            c.learned = l.scale ? l.scale[i] : -1;
             c.expected = expected[i] + l.west_weight * magnitude(west) + magnitude(west2);
             c.near = near[i];
             c.other = other[i];
@@ -57,6 +58,7 @@ class MixedCodes {
         uint32_t expected, near, other;  // as in LineSums
         int32_t west, west2, north, northwest, northeast;
         int group;
+        int learned;
     };
 
     int32_t one(const Context& c, int32_t value) {
@@ -69,7 +71,7 @@ class MixedCodes {
         const auto coarse = [](int32_t x) { return std::min(scale_class(16 * magnitude(x)) / 4, 11); };
         const int bias = (16 * magnitude(lean) > 0) + (16 * magnitude(lean) > c.expected);
         const int context[kContexts] = {
-            (c.group * 64 + scale) * 3 + bias,
+            c.learned >= 0 ? (c.group * 80 + c.learned) * 3 + bias : (c.group * 64 + scale) * 3 + bias,
             (small(c.west, 3) * 4 + small(c.north, 3)) * 64 + (small(c.west2, 1) * 2 + small(c.northeast, 1)) * 16 +
                 std::min(s2, 15),
             (near * 24 + s2) * 3 + bias,
@@ -77,7 +79,7 @@ class MixedCodes {
             (coarse(c.northeast) * 12 + coarse(c.northwest)) * 12 + s4,
             ((((sign(c.west) * 3 + sign(c.north)) * 3 + sign(c.northeast)) * 3 + sign(c.northwest)) * 3 + sign(c.west2)) * 12 +
                 s4,
-            (c.group * 24 + near) * 24 + other,
+            c.learned >= 0 ? (c.learned * 24 + s2) * 3 + bias : (c.group * 24 + near) * 24 + other,
         };
         const auto turned = [flip](int32_t x) { return x == kOutlier ? kOutlier : flip * x; };
         return turned(models_.code(coder_, context, scale, c.group, turned(value), &outlier_));

@@ -154,15 +154,34 @@ void decode_with(const Plan& plan, int coder, const nb::bytes& bytes, const nb::
 
 template <class T>
 nb::tuple encode_interpolation(Input<T> data, Mask mask, double tolerance, double step, double offset, int batch, bool reference,
-                               bool reversed, int coder, int alpha16, int beta16) {
-    const InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, reversed, alpha16, beta16});
+                               bool reversed, int coder, int alpha16, int beta16, const LearnedNets* nets) {
+    InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, reversed, alpha16, beta16});
+    plan.nets = nets;
     return encode_with<T, InterpolationCoder>(plan, coder, data, mask, tolerance);
+}
+
+// Inputs and targets of learned interpolation, for every network; for training.
+template <class T>
+nb::list collect_interpolation(Input<T> data, Mask mask, double tolerance, double step, double offset, int batch, bool reference,
+                               uint64_t every, const LearnedNets* nets) {
+    InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, false, 16, 16});
+    LearnedSamples samples;
+    samples.every = std::max<uint64_t>(1, every);
+    plan.samples = &samples;
+    plan.nets = nets;
+    encode_with<T, InterpolationCoder>(plan, 0, data, mask, tolerance);
+    nb::list out;
+    for (std::size_t k = 0; k < samples.inputs.size(); ++k)
+        out.append(nb::make_tuple(to_bytes(samples.inputs[k].data(), 2 * samples.inputs[k].size()),
+                                  to_bytes(samples.targets[k].data(), 4 * samples.targets[k].size())));
+    return out;
 }
 
 template <class T>
 void decode_interpolation(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, int batch,
-                          bool reference, bool reversed, int coder, int alpha16, int beta16) {
-    const InterpolationPlan plan = interpolation_plan(out, {step, offset, batch, reference, reversed, alpha16, beta16});
+                          bool reference, bool reversed, int coder, int alpha16, int beta16, const LearnedNets* nets) {
+    InterpolationPlan plan = interpolation_plan(out, {step, offset, batch, reference, reversed, alpha16, beta16});
+    plan.nets = nets;
     decode_with<T, InterpolationCoder>(plan, coder, codes, outliers, out, mask);
 }
 
@@ -313,10 +332,13 @@ template <class T>
 void bind_floating(nb::module_& m) {
     m.def("encode_interpolation", &encode_interpolation<T>, nb::arg("data").noconvert(), nb::arg("mask").none(),
           nb::arg("tolerance"), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"),
-          nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"));
+          nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"), nb::arg("nets").none() = nb::none());
+    m.def("collect_interpolation", &collect_interpolation<T>, nb::arg("data").noconvert(), nb::arg("mask").none(),
+          nb::arg("tolerance"), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("every"),
+          nb::arg("nets").none() = nb::none());
     m.def("decode_interpolation", &decode_interpolation<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"),
-          nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"));
+          nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"), nb::arg("nets").none() = nb::none());
     m.def("encode_causal", &encode_causal<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),
           nb::arg("step"), nb::arg("offset"), nb::arg("coder"));
     m.def("encode_local", &encode_local<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),
@@ -340,6 +362,24 @@ void bind_lossless(nb::module_& m) {
 NB_MODULE(_core, m) {
     m.doc() = "Native core of aesz_codec: prediction, quantization and entropy coding of whole chunks.";
     nb::exception<CorruptStream>(m, "CorruptDataError", PyExc_ValueError);
+    nb::class_<LearnedNets>(m, "LearnedNets").def("__init__", [](LearnedNets* self, nb::list nets) {
+        new (self) LearnedNets();
+        for (std::size_t k = 0; k < nets.size() && k < self->net.size(); ++k) {
+            for (nb::handle item : nb::cast<nb::list>(nets[k])) {
+                nb::tuple t = nb::cast<nb::tuple>(item);
+                auto w = nb::cast<Input<float>>(t[0]);
+                auto b = nb::cast<Input<float>>(t[1]);
+                auto u = nb::cast<Input<float>>(t[2]);
+                DenseLayer layer;
+                layer.outputs = static_cast<int>(w.shape(0));
+                layer.inputs = static_cast<int>(w.shape(1));
+                layer.weight.assign(w.data(), w.data() + w.size());
+                layer.bias.assign(b.data(), b.data() + b.size());
+                layer.unit.assign(u.data(), u.data() + u.size());
+                self->net[k].layers.push_back(layer);
+            }
+        }
+    });
     bind_floating<float>(m);
     bind_floating<double>(m);
     bind_lossless<uint8_t>(m);

@@ -1,0 +1,248 @@
+// Learned interpolation: a small integer network looks at the decoded points around a point, corrects the interpolated value
+// and says how large its code will be.  docs/format.md, section 18; arithmetic: docs/networks.md.
+//
+// Every number below is an integer that a float holds exactly, so the order of sums does not matter and loops become SIMD.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include "codes.hpp"
+#include "kernels.hpp"
+#include "planes.hpp"
+
+namespace aesz {
+
+constexpr int kAroundPoints = 24;     // decoded points that a network sees in the frame
+constexpr int kReferencePoints = 13;  // and in the frame before
+constexpr int kSummaries = 4;         // and scales
+constexpr int kMostInputs = kAroundPoints + kReferencePoints + kSummaries;
+constexpr int kLearnedLevels = 4;       // the finest levels have networks
+constexpr float kLargestInput = 511.0f;
+constexpr int kPointBlock = 16;
+
+// Fully connected layers; docs/networks.md.  Weights by output, then by input.
+struct DenseLayer {
+    int inputs = 0, outputs = 0;
+    std::vector<float> weight, bias, unit;  // bias with half a unit; unit = 2^-shift
+};
+
+struct Mlp {
+    std::vector<DenseLayer> layers;
+    float largest = 1023.0f;  // activation
+};
+
+#define AESZ_TARGET
+namespace portable {
+#include "learned_loops.hpp"
+}
+#undef AESZ_TARGET
+#if AESZ_HAS_AVX2
+#define AESZ_TARGET __attribute__((target("avx2")))
+namespace avx2 {
+#include "learned_loops.hpp"
+}
+#undef AESZ_TARGET
+#endif
+
+// The networks of a pack: two axes; two axes with a frame before; three axes; one for every class of points.
+struct LearnedNets {
+    static constexpr int kSlots = 3 + 3 + 7;
+    std::array<Mlp, kSlots> net;
+
+    static int slot(int axes, int set, bool refers) {
+        if (axes == 2) return set - 1 + (refers ? 3 : 0);
+        return axes == 3 && !refers ? set + 5 : -1;
+    }
+};
+
+using Offset = std::array<int, kMaxDims>;  // in units of the stride
+
+// The decoded points nearest to one of the class `set`, by distance, then by offset.
+inline std::vector<Offset> known_around(int axes, int set, const std::vector<int>& order, int count) {
+    constexpr int kReach = 4;
+    const auto rank = [&](int s) { return std::find(order.begin(), order.end(), s) - order.begin(); };
+    std::vector<std::pair<int, Offset>> found;
+    Offset o{};
+    for (int a = 0; a < axes; ++a) o[static_cast<std::size_t>(a)] = -kReach;
+    while (true) {
+        int target = 0, distance = 0, lead = 0;
+        for (int a = 0; a < axes; ++a) {
+            const int d = o[static_cast<std::size_t>(a)];
+            target |= (((set >> a & 1) + d) & 1) << a;
+            distance += d * d;
+            if (a + 1 < axes && lead == 0) lead = d;
+        }
+        const bool known = target == set ? lead < 0 : target == 0 || rank(target) < rank(set);
+        if (known) found.emplace_back(distance, o);
+        int a = axes - 1;
+        for (; a >= 0; --a) {
+            int& d = o[static_cast<std::size_t>(a)];
+            if (++d <= kReach) break;
+            d = -kReach;
+        }
+        if (a < 0) break;
+    }
+    std::sort(found.begin(), found.end());
+    std::vector<Offset> out;
+    for (int k = 0; k < count; ++k) out.push_back(found[static_cast<std::size_t>(k)].second);
+    return out;
+}
+
+// A line on its way through a network: rows of inputs, one a point.
+struct LearnedLine {
+    int64_t stride = 0;
+    std::vector<float> rows, spread, reciprocal, out;
+    std::vector<uint8_t> scale;
+    LearnedLine() = default;
+    explicit LearnedLine(std::size_t width)
+        : stride(static_cast<int64_t>((width + kPointBlock - 1) / kPointBlock * kPointBlock)),
+          rows(kMostInputs * static_cast<std::size_t>(stride)),
+          spread(static_cast<std::size_t>(stride)),
+          reciprocal(static_cast<std::size_t>(stride)),
+          out(2 * static_cast<std::size_t>(stride)),
+          scale(static_cast<std::size_t>(stride)) {}
+};
+
+// What a training run is given: the inputs of points, what the prediction lacked in steps, the spread, the level.
+struct LearnedSamples {
+    uint64_t every = 1;  // points
+    uint64_t state = 1;
+    std::array<std::vector<int16_t>, LearnedNets::kSlots> inputs;
+    std::array<std::vector<float>, LearnedNets::kSlots> targets;
+
+    template <class T>
+    void add(int slot, int count_inputs, const LearnedLine& line, const T* data, int64_t distance, const uint8_t* mask,
+             int64_t count, const double* prediction, double inverse, int level) {
+        for (int64_t i = 0; i < count; ++i) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            if ((mask && mask[i * distance]) || (state >> 33) % every) continue;
+            auto& in = inputs[static_cast<std::size_t>(slot)];
+            auto& out = targets[static_cast<std::size_t>(slot)];
+            for (int k = 0; k < count_inputs; ++k)
+                in.push_back(static_cast<int16_t>(line.rows[static_cast<std::size_t>(k * line.stride + i)]));
+            out.push_back(static_cast<float>((static_cast<double>(data[i * distance]) - prediction[i]) * inverse));
+            out.push_back(line.spread[static_cast<std::size_t>(i)]);
+            out.push_back(static_cast<float>(level));
+        }
+    }
+};
+
+inline int spread_class(float spread) {
+    const uint32_t v = static_cast<uint32_t>(spread);
+    const int e = highest_bit(v);
+    return 4 * (e - 2) + static_cast<int>(v >> (e - 2) & 3);
+}
+
+// Corrects the predictions of a line, and fills in the classes of its codes.
+inline void run_learned(const Mlp& net, LearnedLine& line, int64_t count, double step, double* prediction) {
+    alignas(32) float hidden[2][64 * kPointBlock];
+    const auto dense = kAvx2 ? avx2::dense : portable::dense;
+    for (int64_t i = 0; i < count; i += kPointBlock) {
+        const float* in = line.rows.data() + i;
+        int64_t stride = line.stride;
+        for (std::size_t l = 0; l < net.layers.size(); ++l) {
+            const bool last = l + 1 == net.layers.size();
+            float* out = last ? line.out.data() + i : hidden[l & 1];
+            dense(net.layers[l], in, stride, !last, net.largest, out, last ? line.stride : kPointBlock);
+            in = out;
+            stride = kPointBlock;
+        }
+    }
+    const double unit = step * (1.0 / (1 << 24));
+    const float *mean = line.out.data(), *scale = mean + line.stride;
+    for (int64_t i = 0; i < count; ++i) {
+        const float spread = line.spread[static_cast<std::size_t>(i)];
+        prediction[i] += (static_cast<double>(mean[i]) * static_cast<double>(spread)) * unit;
+        const int finer = (static_cast<int32_t>(scale[i]) + 512) >> 10;
+        line.scale[static_cast<std::size_t>(i)] =
+            static_cast<uint8_t>(std::clamp(spread_class(spread) + finer, 0, kLearnedClasses - 1));
+    }
+}
+
+// Learned interpolation of one class of one level.
+class LearnedPass {
+  public:
+    static constexpr int kInputs = kMostInputs;
+
+    LearnedPass(const Shape& shape, const LevelPlanes& planes, int set, int64_t stride, const std::vector<int>& order, bool refers)
+        : shape_(shape), stride_(stride), odd_(set >> (shape.n - 1) & 1) {
+        for (const Offset& o : known_around(shape.n, set, order, kAroundPoints)) add(planes, set, o, 0);
+        if (refers)
+            for (const Offset& o : nearest(shape.n, kReferencePoints)) add(planes, set, o, 1);
+        inputs = static_cast<int>(points_.size()) + kSummaries;
+    }
+
+    int inputs;
+
+    // Rows of inputs, `stride` points apart, and the spread of every point.  `c`: coordinates of the line's first point.
+    template <class T>
+    void look(const T* const* source, int64_t first, const std::array<int64_t, kMaxDims>& c, int64_t count,
+              const double* prediction, double step, const LineSums& sums, LearnedLine& line) const {
+        float *rows = line.rows.data(), *spread = line.spread.data(), *reciprocal = line.reciprocal.data();
+        const int64_t stride = line.stride;
+        const double scale = 8.0 / step;
+        const int inner = shape_.n - 1;
+        for (int64_t i = 0; i < count; ++i) spread[i] = kAroundPoints;
+        float* row = rows;
+        for (std::size_t k = 0; k < points_.size(); ++k, row += stride) {
+            const Point& p = points_[k];
+            bool there = true;
+            for (int a = 0; a < inner; ++a) {
+                const int64_t x = c[static_cast<std::size_t>(a)] + p.offset[static_cast<std::size_t>(a)] * stride_;
+                there = there && x >= 0 && x < shape_.dim[static_cast<std::size_t>(a)];
+            }
+            // coordinates along the last axis are (2 i + odd + offset) strides
+            const int64_t shift = p.offset[static_cast<std::size_t>(inner)] + odd_;
+            const int64_t most = (shape_.dim[static_cast<std::size_t>(inner)] - 1) / stride_;  // in strides
+            const int64_t low = there ? std::clamp<int64_t>((1 - shift) >> 1, 0, count) : count;
+            const int64_t high = there ? std::clamp<int64_t>(((most - shift) >> 1) + 1, low, count) : count;
+            std::fill(row, row + low, 0.0f);
+            std::fill(row + high, row + count, 0.0f);
+            (kAvx2 ? avx2::differences<T> : portable::differences<T>)(source[p.source] + first + p.element, prediction, scale, low,
+                                                                      high, row);
+            if (p.source == 0) (kAvx2 ? avx2::add_magnitudes : portable::add_magnitudes)(row, count, spread);
+        }
+        (kAvx2 ? avx2::reciprocals_of : portable::reciprocals_of)(spread, count, reciprocal);
+        for (std::size_t k = 0; k < points_.size(); ++k)
+            (kAvx2 ? avx2::normalise : portable::normalise)(rows + static_cast<int64_t>(k) * stride, reciprocal, count);
+        const uint32_t* const sum[3] = {sums.near.data(), sums.expected.data(), sums.other.data()};
+        for (int64_t i = 0; i < count; ++i) row[i] = static_cast<float>(8 * (spread_class(spread[i]) - 32));
+        for (int k = 0; k < 3; ++k) {
+            row += stride;
+            for (int64_t i = 0; i < count; ++i) row[i] = static_cast<float>(8 * (scale_class(sum[k][i]) - 16));
+        }
+    }
+
+  private:
+    struct Point {
+        Offset offset;
+        int64_t element;
+        int source;
+    };
+
+    void add(const LevelPlanes& planes, int set, const Offset& o, int source) {
+        points_.push_back({o, planes.offset_of(set, o), source});
+    }
+
+    static std::vector<Offset> nearest(int axes, int count) {
+        std::vector<std::pair<int, Offset>> found;
+        for (int y = -2; y <= 2; ++y)
+            for (int x = -2; x <= 2; ++x) found.push_back({y * y + x * x, Offset{y, x}});
+        (void)axes;
+        std::sort(found.begin(), found.end());
+        std::vector<Offset> out;
+        for (int k = 0; k < count; ++k) out.push_back(found[static_cast<std::size_t>(k)].second);
+        return out;
+    }
+
+    const Shape& shape_;
+    int64_t stride_;
+    int64_t odd_;
+    std::vector<Point> points_;
+};
+
+}  // namespace aesz
