@@ -38,6 +38,7 @@ _LEAST_PADDING = 16  # fewer values are cheaper as they are
 _HOPELESS = 1.1  # times the bytes of the best on a sample
 _HARDLY_ANYTHING = 0.05  # bits a value
 _VALUES_PER_BYTE = 1 << 20  # no code is cheaper: docs/format.md, section 15
+_LOCAL_VALUES_PER_BYTE = 1 << 17  # nor are those of method 5, each of which is at least one decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -563,7 +564,8 @@ def _decoded(stream: Stream) -> Array:
             return np.empty(stream.shape, stream.dtype)
         return np.full(stream.shape, fill, stream.dtype)
     codes = stream.sections.get(Section.CODES, b"")
-    if size > _VALUES_PER_BYTE * (len(codes) + len(stream.sections.get(Section.LABELS, b"")) + 1):
+    most = _LOCAL_VALUES_PER_BYTE if stream.method is Method.LOCAL else _VALUES_PER_BYTE
+    if size > most * (len(codes) + len(stream.sections.get(Section.LABELS, b"")) + 1):
         raise corrupt("codes", f"{len(codes)} bytes", f"more for {size} values")
     region = _decoded_region(stream, shape, codes)
     if fill is None:
