@@ -36,8 +36,10 @@ _LARGEST_INTEGER = 2**53  # integers up to here are exact as float64
 _MAX_LABELS = 15
 _LEAST_PADDING = 16  # fewer values are cheaper as they are
 _HOPELESS = 1.1  # times the bytes of the best on a sample
+_HOPELESS_PART = 1.2  # likewise, on the first part of a sample
 _HARDLY_ANYTHING = 0.05  # bits a value
 _VALUES_PER_BYTE = 1 << 20  # no code is cheaper: docs/format.md, section 15
+_LOCAL_VALUES_PER_BYTE = 1 << 17  # nor are those of method 5, each of which is at least one decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,7 @@ class _Lossy:
         Exact bits may do in the closed loop as well, if the values lie on a lattice.
         """
         integer = region.dtype.kind in "iu"
+        folded = _folded(region.shape)
         sections = dict(blank.sections)
         labels, specials = _special_values(region, zero=bound.mode == "pw_rel")
         ordinary = region if labels is None else region[labels == 0]
@@ -253,10 +256,10 @@ class _Lossy:
         tolerance, transform = bound.value or 0.0, Transform.NONE
         if labels is not None:
             head = Writer().pack("B", len(specials)).raw(_little_endian(specials)).done()
-            sections[Section.LABELS] = head + _core.encode_labels(labels.reshape(_folded(region.shape)))
+            sections[Section.LABELS] = head + _core.encode_labels(labels.reshape(folded))
         values: Array = region
         snapped = None
-        mask = None if labels is None else (labels != 0).view(np.uint8).reshape(_folded(region.shape))
+        mask = None if labels is None else (labels != 0).view(np.uint8).reshape(folded)
         if bound.mode == "pw_rel":
             assert bound.value is not None
             transform = Transform.LOGARITHM
@@ -264,9 +267,7 @@ class _Lossy:
             if labels is not None:
                 negative &= labels == 0
             if negative.any():
-                sections[Section.SIGNS] = _core.encode_labels(
-                    negative.view(np.uint8).reshape(_folded(region.shape))
-                )
+                sections[Section.SIGNS] = _core.encode_labels(negative.view(np.uint8).reshape(folded))
             with np.errstate(divide="ignore", invalid="ignore"):  # special values, signaling NaN among them
                 values = region.astype(np.float64)
                 np.log2(np.abs(values, out=values), out=values)
@@ -281,7 +282,7 @@ class _Lossy:
             values = region.astype(np.float64)
             tolerance = math.floor(tolerance) + _INTEGER_SLACK
         else:
-            snapped = lattice.find(region.reshape(_folded(region.shape)), mask, tolerance)
+            snapped = lattice.find(region.reshape(folded), mask, tolerance)
         if snapped is not None:
             transform, values, step = Transform.LATTICE, snapped.values, snapped.step
             tolerance = snapped.tolerance
@@ -292,7 +293,7 @@ class _Lossy:
             if not tolerance > half_ulp or not math.isfinite(2 * tolerance):
                 return None
             step = 2 * (tolerance - (half_ulp if 4 * half_ulp < tolerance else 0.0))
-        values = values.reshape(_folded(region.shape))
+        values = values.reshape(folded)
         first = 0 if mask is None else int(np.argmin(mask.reshape(-1)))
         offset = float(values.reshape(-1)[first])
         stream = Stream(
@@ -378,6 +379,19 @@ def _fill_value(region: Array, labels: npt.NDArray[np.uint8] | None) -> Any:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What a candidate made of the samples."""
+
+    size: float  # bytes, handicapped
+    candidate: Predictor
+    coded: list[tuple[bytes, bytes]]
+
+
+def _bytes(coded: list[tuple[bytes, bytes]]) -> int:
+    return sum(len(codes) + len(outliers) for codes, outliers in coded)
+
+
 def _smallest(
     values: Floats, mask: Mask, quantizer: Quantizer, effort: str
 ) -> tuple[Predictor, bytes, bytes]:
@@ -389,35 +403,45 @@ def _smallest(
     boxes = _samples(values.shape, effort)
     samples = [_cut(values, mask, quantizer, box) for box in boxes]
     count = sum(sample.size for sample, _, _ in samples)
-    best: dict[Method, tuple[float, Predictor]] = {}
+    best: dict[Method, _Trial] = {}
 
     def attempt(candidate: Predictor) -> None:
-        try:
-            size = sum(len(part) for sample in samples for part in candidate.encode(*sample))
-        except OverflowError:
-            return
-        handicapped = size * candidate.handicap(effort, 8 * size / count)
-        if candidate.method not in best or handicapped < best[candidate.method][0]:
-            best[candidate.method] = handicapped, candidate
+        coded: list[tuple[bytes, bytes]] = []
+        for sample in samples:
+            try:
+                coded.append(candidate.encode(*sample))
+            except OverflowError:
+                return
+            least = min((_bytes(trial.coded[: len(coded)]) for trial in best.values()), default=math.inf)
+            if (
+                effort != "max" and _bytes(coded) > _HOPELESS_PART * least
+            ):  # the other samples will not mend it
+                return
+        size = _bytes(coded)
+        trial = _Trial(size * candidate.handicap(effort, 8 * size / count), candidate, coded)
+        if candidate.method not in best or trial.size < best[candidate.method].size:
+            best[candidate.method] = trial
 
     for kind in PREDICTORS.values():
-        rate = 8 * min((size for size, _ in best.values()), default=0.0) / count
+        rate = 8 * min((trial.size for trial in best.values()), default=0.0) / count
         for candidate in kind.candidates(values.shape, effort, rate):
             attempt(candidate)
-    for _, leader in list(best.values()):
-        for candidate in leader.refinements(effort):
+    for leader in list(best.values()):
+        for candidate in leader.candidate.refinements(effort):
             attempt(candidate)
-    leaders = sorted(best.values(), key=lambda entry: entry[0])
-    least = min((size for size, _ in leaders), default=0.0)
-    finalists = [candidate.final(effort) for _, candidate in leaders[:1]]
+    leaders = sorted(best.values(), key=lambda trial: trial.size)
+    least = leaders[0].size if leaders else 0.0
+    finalists = [trial.candidate.final(effort) for trial in leaders[:1]]
     if effort == "max":
-        finalists = [candidate.final(effort) for size, candidate in leaders if size <= _HOPELESS * least]
+        finalists = [trial.candidate.final(effort) for trial in leaders if trial.size <= _HOPELESS * least]
         if 8 * least < _HARDLY_ANYTHING * count:  # quiet blocks are cheaper than any decision
-            finalists += [candidate for _, candidate in leaders[:1]]
+            finalists += [trial.candidate for trial in leaders[:1]]
+    # a sample that is the whole need not be coded again
+    done = {trial.candidate: trial.coded[0] for trial in leaders} if count == values.size else {}
     coded: list[tuple[Predictor, bytes, bytes]] = []
     for final in finalists:
         with contextlib.suppress(OverflowError):
-            coded.append((final, *final.encode(values, mask, quantizer)))
+            coded.append((final, *(done.get(final) or final.encode(values, mask, quantizer))))
     if not coded:
         final = Interpolation().final(effort)
         coded.append((final, *final.encode(values, mask, quantizer)))
@@ -563,7 +587,8 @@ def _decoded(stream: Stream) -> Array:
             return np.empty(stream.shape, stream.dtype)
         return np.full(stream.shape, fill, stream.dtype)
     codes = stream.sections.get(Section.CODES, b"")
-    if size > _VALUES_PER_BYTE * (len(codes) + len(stream.sections.get(Section.LABELS, b"")) + 1):
+    most = _LOCAL_VALUES_PER_BYTE if stream.method is Method.LOCAL else _VALUES_PER_BYTE
+    if size > most * (len(codes) + len(stream.sections.get(Section.LABELS, b"")) + 1):
         raise corrupt("codes", f"{len(codes)} bytes", f"more for {size} values")
     region = _decoded_region(stream, shape, codes)
     if fill is None:

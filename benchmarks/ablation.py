@@ -17,9 +17,9 @@ from unittest import mock
 import numpy as np
 
 from aesz_codec import lattice, pipeline
-from aesz_codec.codec import AESZ
 from aesz_codec.predictors import Causal, Interpolation, Local
 from benchmarks import fields, rates, report
+from benchmarks.peers.aesz import Aesz
 
 INGREDIENTS = {
     "max": (
@@ -31,13 +31,10 @@ INGREDIENTS = {
 
 
 @dataclass(frozen=True)
-class Variant:
-    """An effort without one ingredient; a `Peer`."""
+class Variant(Aesz):
+    """An effort without one ingredient."""
 
-    effort: str
-    without: str
-    max_ndim: int | None = None
-    family: str = "aesz"
+    without: str = "nothing"
 
     @property
     def name(self) -> str:
@@ -45,10 +42,7 @@ class Variant:
 
     def compress(self, chunk: np.ndarray, tolerance: float) -> bytes:
         with self._taken_away():
-            return bytes(AESZ(error_bound=tolerance, mode="abs", effort=self.effort).encode(chunk))
-
-    def decompress(self, stream: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        return np.asarray(AESZ(mode="lossless").decode(stream))
+            return super().compress(chunk, tolerance)
 
     @contextlib.contextmanager
     def _taken_away(self) -> Iterator[None]:
@@ -108,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     suite = fields.find_suite(options.suite)
     chosen = fields.suite_fields(suite) if suite else [fields.synthetic_field((24, 181, 360))]
-    variants = [Variant(e, without) for e in options.efforts.split(",") for without in INGREDIENTS[e]]
+    variants = [Variant(e, without=without) for e in options.efforts.split(",") for without in INGREDIENTS[e]]
     tasks = [(field, bound, "float32", variants) for field in chosen for bound in field.bounds]
     measured = [rate for found, _ in rates.run(tasks, options.workers) for rate in found]
     options.output.mkdir(parents=True, exist_ok=True)

@@ -169,7 +169,7 @@ def _region(
         require(len(codes) == count * dtype.itemsize, "bytes")
         return np.frombuffer(np.frombuffer(codes, np.uint8).reshape(dtype.itemsize, count).T.tobytes(), dtype)
     weight = len(codes) + len(sections.get(LABELS, b"")) + 1
-    require(count <= (weight << 20), "region too large for its codes")
+    require(count <= weight << (17 if method == LOCAL else 20), "region too large for its codes")
     if method == LOSSLESS:
         return decode_lossless(dtype, shape, plan, codes)
 

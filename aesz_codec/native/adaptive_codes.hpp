@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -135,8 +136,8 @@ class AdaptiveCodes {
     using Child = Distribution<32>;
     struct Parent {
         Distribution<256> law, now;
-        void start(const std::array<uint32_t, kSymbols>& weight) {
-            law.start(edges_of(weight));
+        void start(const std::array<uint16_t, kSymbols + 1>& edges) {
+            law.start(edges);
             now = law;
         }
     };
@@ -180,21 +181,36 @@ class AdaptiveCodes {
         uint16_t nonzero_child[kGroups][kBinaryBelow][20] = {};
         uint16_t learned_child[kGroups][kLearnedClasses][20] = {}, lonely_child[kGroups][kLearnedClasses] = {};
 
-        // The laws: a two-sided geometric distribution with the mean magnitude of the class, and a wider one for the tails.
         Models() {
-            children.reserve(kGroups * ((kClasses + kBinaryBelow + kLearnedClasses) * 20 + kLearnedClasses));  // never moved; untouched memory costs nothing
+            // never moved; untouched memory costs nothing
+            children.reserve(kGroups * ((kClasses + kBinaryBelow + kLearnedClasses) * 20 + kLearnedClasses));
+            static const Laws laws;
+            std::copy(laws.any.begin(), laws.any.end(), any);
+            std::copy(laws.nonzero.begin(), laws.nonzero.end(), nonzero);
+            std::copy(laws.learned.begin(), laws.learned.end(), learned);
+        }
+    };
+
+    // A two-sided geometric distribution with the mean magnitude of each class, and a wider one for the tails.
+    struct Laws {
+        std::array<Parent, kClasses> any;
+        std::array<Parent, kBinaryBelow> nonzero;
+        std::array<Parent, kLearnedClasses> learned;
+
+        Laws() {
             for (int scale = 0; scale < kClasses; ++scale) {
+                const std::size_t i = static_cast<std::size_t>(scale);
                 auto weight = law(scale, shift_of(scale), 16);
-                any[scale].start(weight);
-                if (scale < kBinaryBelow) {
-                    weight[16] = 1;
-                    nonzero[scale].start(weight);
-                }
+                any[i].start(edges_of(weight));
+                if (scale >= kBinaryBelow) continue;
+                weight[16] = 1;
+                nonzero[i].start(edges_of(weight));
             }
             for (int scale = 0; scale < kLearnedClasses; ++scale)
-                learned[scale].start(law(scale, shift_of(scale - kLearnedFiner), 256));
+                learned[static_cast<std::size_t>(scale)].start(edges_of(law(scale, shift_of(scale - kLearnedFiner), 256)));
         }
 
+        // Weights of the symbols of a class whose magnitudes are in units of 1 / one.
         static std::array<uint32_t, kSymbols> law(int scale, int shift, uint64_t one) {
             const int octave = scale / 4;
             const uint64_t middle = (static_cast<uint64_t>(4 + scale % 4) << octave) - 4 + ((uint64_t{1} << octave) >> 1);

@@ -12,7 +12,7 @@ field, and let seven contexts say how likely each outcome is.
 
 Nothing of this is stored: the decoder learns the same weights. Papers: Wu and Memon 1997 (error feedback), Li and Orchard 2001
 (least squares that follow edges), Meyer and Tischer 2001 (blending). Format: ``docs/format.md``, section 17. Choose it for
-tight bounds and rough fields, where bytes count more than time: about 300 ns a value in either direction.
+tight bounds and rough fields, where bytes count more than time: 250 to 500 ns a value in either direction.
 Takes 6 bytes a value and 0.25 kB (two axes) or 0.45 kB (more) a column besides the array.
 """
 
@@ -48,7 +48,7 @@ class Local:
         return iter(())
 
     def handicap(self, effort: str, rate: float) -> float:
-        """See `Predictor`: for ``default`` it must save much, since it takes six times as long."""
+        """See `Predictor`: for ``default`` it must save much, since it takes six to eight times as long."""
         return 1.0 if effort == "max" else 1.085 if rate < 4 else 1.06
 
     def final(self, effort: str) -> Self:

@@ -618,6 +618,7 @@ def _rejected_locals() -> Iterator[tuple[str, bytes]]:
         ("one_axis", (90,)),
         ("one_long_axis", (1, 90, 1)),
         ("too_few_codes", (2**31, 2**10)),
+        ("too_many_columns", (2, 2**16 * (len(local.sections[Section.CODES]) + 1) + 1)),
     ):
         other = _with(local, Section.PLAN, local.sections[Section.PLAN])
         other.shape = shape

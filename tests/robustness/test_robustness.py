@@ -26,7 +26,7 @@ import zstandard
 from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.errors import CorruptStreamError, TruncatedStreamError, UnsupportedFormatError
-from aesz_codec.predictors import Causal, Interpolation, Local
+from aesz_codec.predictors import Causal, Interpolation, Local, Quantizer
 from aesz_codec.stream import DTYPES, Method, Section, Stream, Transform, Writer
 
 from .fuzz import CASES
@@ -570,6 +570,18 @@ def test_bombs_allocate_nothing_to_speak_of(name: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak <= 64 * min(claimed_bytes(BOMBS[name]), 1 << 20) + FIXED, f"{peak} bytes"
+
+
+def test_local_is_asked_for_no_more_columns_than_its_codes_can_hold() -> None:
+    """It keeps sums for every block of columns: they are not to be made for bytes that cannot code so many."""
+    plan, tiny = stored(Section.PLAN, Local().pack(0.2, 1.0)), stored(Section.CODES, bytes(10))
+    for shape in ((2, 1 << 22), (3, 2, 1 << 20)):
+        bomb = assembled(dtype=1, method=Method.LOCAL, shape=shape, sections=[plan, tiny], version=(1, 1))
+        with pytest.raises(CorruptStreamError, match="more for"):
+            pipeline.decode(bomb)
+    zeros = np.zeros((2, 1 << 20), np.float32)  # nothing is cheaper
+    codes, _ = Local().encode(zeros, None, Quantizer(0.1, 0.2, 0.0))
+    assert 4 * zeros.size < len(codes) << 17
 
 
 def test_damaged_zstd_sections_are_rejected() -> None:
