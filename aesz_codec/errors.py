@@ -15,10 +15,13 @@ __all__ = [
     "ErrorBoundViolation",
     "InvalidBoundError",
     "InvalidConfigError",
+    "InvalidModelError",
+    "ModelInputError",
     "ModelNotFoundError",
     "TruncatedStreamError",
     "UnsupportedDtypeError",
     "UnsupportedFormatError",
+    "UnsupportedModelError",
 ]
 
 
@@ -73,6 +76,18 @@ class UnsupportedFormatError(AESZError):
 
 class ModelNotFoundError(AESZError):
     """A model that a config or a stream names is not installed here."""
+
+
+class InvalidModelError(AESZError, ValueError):
+    """A network whose description or tensors are wrong, that could overflow, or that evaluates to other integers than it says."""
+
+
+class UnsupportedModelError(AESZError):
+    """A network with a layer or an arithmetic that this version does not know."""
+
+
+class ModelInputError(AESZError, ValueError):
+    """An array that a network cannot take: its dtype, its shape or a value outside of the declared range."""
 
 
 class ErrorBoundViolation(AESZError):

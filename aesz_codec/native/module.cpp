@@ -2,8 +2,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
 
 #include <optional>
+#include <vector>
 
 #include "adaptive_codes.hpp"
 #include "causal.hpp"
@@ -13,6 +15,7 @@
 #include "local.hpp"
 #include "lossless.hpp"
 #include "mixed_codes.hpp"
+#include "networks.hpp"
 #include "range_coder.hpp"
 #include "static_codes.hpp"
 
@@ -328,6 +331,115 @@ bool within(Input<T> original, Input<T> reconstruction, double tolerance) {
     return all_within(original.data(), reconstruction.data(), static_cast<int64_t>(original.size()), tolerance);
 }
 
+Activation activation(int lo, int hi, int slope = 0) {
+    check(lo <= 0 && lo >= -2047 && hi >= 0 && hi <= 4095 && slope >= 0 && slope <= 8, "range of an activation");
+    return {static_cast<int16_t>(lo), static_cast<int16_t>(hi), slope};
+}
+
+using Table8 = Input<uint8_t>;
+
+Dense make_dense(Input<int16_t> weight, Input<int32_t> bias, std::optional<Table8> shift, int amax, int lo, int hi, int slope) {
+    check(weight.ndim() == 3 && bias.size() == weight.shape(0) && (!shift || shift->size() == bias.size()), "shapes of a layer");
+    return Dense(weight.data(), bias.data(), shift ? shift->data() : nullptr, static_cast<int64_t>(weight.shape(0)),
+                 static_cast<int64_t>(weight.shape(1)), static_cast<int64_t>(weight.shape(2)), amax, activation(lo, hi, slope));
+}
+
+void run_mlp(const Mlp& mlp, Input<int16_t> input, Output<int32_t> output) {
+    const auto width = static_cast<std::size_t>(mlp.padded_inputs()), outputs = static_cast<std::size_t>(mlp.outputs());
+    check(input.ndim() == 2 && input.shape(1) == width && output.size() == input.shape(0) * outputs, "shapes of a run");
+    nb::gil_scoped_release release;
+    const auto count = static_cast<int64_t>(input.shape(0));
+    check(mlp.in_range(input.data(), count), "an input is out of range");
+    mlp.run(input.data(), count, output.data());
+}
+
+using Axes = std::vector<int64_t>;
+
+void add_conv(Network& network, const Dense& dense, Axes kernel, Axes stride, Axes pad, Axes modes) {
+    const std::size_t dims = kernel.size();
+    check(static_cast<int>(dims) == network.dims_now() && stride.size() == dims && pad.size() == 2 * dims && modes.size() == dims,
+          "axes of a conv layer");
+    network.conv(dense, kernel.data(), stride.data(), pad.data(), modes.data());
+}
+
+void add_reshape(Network& network, Axes shape) {
+    check(shape.size() >= 2, "axes of a reshape");
+    network.reshape(shape.data(), static_cast<int>(shape.size()) - 1);
+}
+
+void run_network(const Network& network, Input<int16_t> input, int64_t items, Axes spatial, Output<int32_t> output) {
+    check(static_cast<int>(spatial.size()) == network.dims(), "axes of a run");
+    Network::Extents extents{1, 1, 1};
+    auto expected = static_cast<uint64_t>(network.channels());
+    for (std::size_t i = 0; i < spatial.size(); ++i) {
+        check(spatial[i] > 0 && static_cast<uint64_t>(spatial[i]) <= input.size(), "extents of a run");
+        extents[kMaxSpatial - spatial.size() + i] = spatial[i];
+        expected *= static_cast<uint64_t>(spatial[i]);
+        check(expected <= input.size(), "extents of a run");
+    }
+    check(items > 0 && input.size() % expected == 0 && input.size() / expected == static_cast<uint64_t>(items), "items of a run");
+    check(output.size() % static_cast<uint64_t>(items) == 0 &&
+              output.size() / static_cast<uint64_t>(items) == static_cast<uint64_t>(network.outputs(extents)),
+          "size of a result");
+    nb::gil_scoped_release release;
+    check(network.in_range(input.data(), static_cast<int64_t>(input.size())), "an input is out of range");
+    network.run(input.data(), items, extents, output.data());
+}
+
+void bind_networks(nb::module_& m) {
+    nb::class_<Dense>(m, "Dense")
+        .def(nb::new_(&make_dense), nb::arg("weight").noconvert(), nb::arg("bias").noconvert(),
+             nb::arg("shift").noconvert().none(), nb::arg("amax"), nb::arg("lo"), nb::arg("hi"), nb::arg("slope"));
+    nb::class_<Mlp>(m, "Mlp")
+        .def(nb::new_([](std::vector<Dense> layers, int lo, int hi, int level) {
+                 return Mlp(std::move(layers), activation(lo, hi), level);
+             }),
+             nb::arg("layers"), nb::arg("lo"), nb::arg("hi"), nb::arg("level") = -1)
+        .def("run", &run_mlp, nb::arg("input").noconvert(), nb::arg("output").noconvert())
+        .def_prop_ro_static("max_width", [](nb::handle) { return Mlp::kMaxWidth; })
+        .def_prop_ro("inputs", &Mlp::inputs)
+        .def_prop_ro("padded_inputs", &Mlp::padded_inputs)
+        .def_prop_ro("outputs", &Mlp::outputs);
+    nb::class_<Network>(m, "Network")
+        .def(nb::new_([](int64_t channels, int dims, int lo, int hi, int level) {
+                 return Network(channels, dims, activation(lo, hi), level);
+             }),
+             nb::arg("channels"), nb::arg("dims"), nb::arg("lo"), nb::arg("hi"), nb::arg("level") = -1)
+        .def("linear", [](Network& network, const Dense& dense) { network.linear(dense); })
+        .def("conv", &add_conv, nb::arg("dense"), nb::arg("kernel"), nb::arg("stride"), nb::arg("pad"), nb::arg("padding"))
+        .def("reshape", &add_reshape, nb::arg("shape"))
+        .def(
+            "pixel_shuffle",
+            [](Network& network, Axes factor) { network.pixel_shuffle(factor.data(), static_cast<int>(factor.size())); },
+            nb::arg("factor"))
+        .def(
+            "gdn",
+            [](Network& network, const Dense& sums, Table8 norm_shift, Table8 shift, int lo, int hi) {
+                check(norm_shift.size() == shift.size() && static_cast<int64_t>(shift.size()) == sums.outputs, "tables of a gdn");
+                network.gdn(sums, norm_shift.data(), shift.data(), activation(lo, hi));
+            },
+            nb::arg("sums"), nb::arg("norm_shift").noconvert(), nb::arg("shift").noconvert(), nb::arg("lo"), nb::arg("hi"))
+        .def(
+            "add",
+            [](Network& network, int64_t tensor, int a, int b, int shift, int lo, int hi, int slope) {
+                network.add(tensor, {{a, b}, shift, slope, lo, hi});
+            },
+            nb::arg("tensor"), nb::arg("a"), nb::arg("b"), nb::arg("shift"), nb::arg("lo"), nb::arg("hi"), nb::arg("slope"))
+        .def(
+            "table",
+            [](Network& network, Input<int16_t> table, int lo, int hi) {
+                network.table(table.data(), static_cast<int64_t>(table.size()), activation(lo, hi));
+            },
+            nb::arg("table").noconvert(), nb::arg("lo"), nb::arg("hi"))
+        .def("run", &run_network, nb::arg("input").noconvert(), nb::arg("items"), nb::arg("spatial"),
+             nb::arg("output").noconvert());
+    m.def("network_levels", [] {
+        nb::list names;
+        for (int i = 0; i < network_levels(); ++i) names.append(kNetworkLoops[i].name);
+        return names;
+    });
+}
+
 template <class T>
 void bind_floating(nb::module_& m) {
     m.def("encode_interpolation", &encode_interpolation<T>, nb::arg("data").noconvert(), nb::arg("mask").none(),
@@ -388,5 +500,6 @@ NB_MODULE(_core, m) {
     bind_lossless<uint64_t>(m);
     m.def("encode_labels", &encode_labels, nb::arg("labels").noconvert());
     m.def("decode_labels", &decode_labels, nb::arg("codes"), nb::arg("labels").noconvert());
+    bind_networks(m);
     m.def("exp2_into", &exp2_into, nb::arg("x").noconvert(), nb::arg("out").noconvert());
 }

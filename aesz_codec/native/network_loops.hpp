@@ -1,0 +1,286 @@
+// The loops of integer networks; networks.hpp includes this once for every instruction set, in a namespace of its own, with
+// AESZ_TARGET before every function and AESZ_NETWORK_LEVEL saying which.  Sums fit 24 bits: no loop has to mind overflow.
+// No include guard.
+
+// ---- vectors of sums -------------------------------------------------------------------------------------------
+
+#if AESZ_NETWORK_LEVEL == 3  // AVX-512 with VNNI
+
+// (the variants with a mask, of all ones, because g++ 12 warns of its own definitions of the others)
+constexpr int kLanes = 16, kTile = 8;  // sums of a vector; vectors kept in registers
+constexpr __mmask16 kAll = 0xFFFF;
+using Lanes = __m512i;
+
+AESZ_TARGET AESZ_INLINE Lanes load(const void* from) { return _mm512_loadu_si512(from); }
+AESZ_TARGET AESZ_INLINE void store(int32_t* to, Lanes a) { _mm512_storeu_si512(to, a); }
+AESZ_TARGET AESZ_INLINE Lanes twice(const int16_t* pair) {
+    int32_t both;
+    std::memcpy(&both, pair, 4);
+    return _mm512_set1_epi32(both);
+}
+AESZ_TARGET AESZ_INLINE Lanes add_products(Lanes sum, Lanes weight, Lanes pair) { return _mm512_dpwssd_epi32(sum, weight, pair); }
+AESZ_TARGET AESZ_INLINE Lanes shift_right(Lanes a, const int32_t* by) { return _mm512_maskz_srav_epi32(kAll, a, load(by)); }
+AESZ_TARGET AESZ_INLINE Lanes leak(Lanes a, int slope) {
+    return _mm512_maskz_max_epi32(kAll, a, _mm512_maskz_sra_epi32(kAll, a, _mm_cvtsi32_si128(slope)));
+}
+template <int Vectors>
+AESZ_TARGET AESZ_INLINE void store_clamped(int16_t* to, const Lanes* a, int16_t lo, int16_t hi) {
+    const __m256i v = _mm512_maskz_cvtsepi32_epi16(kAll, a[0]);
+    const __m256i w = _mm256_min_epi16(_mm256_max_epi16(v, _mm256_set1_epi16(lo)), _mm256_set1_epi16(hi));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), w);
+}
+
+#elif AESZ_NETWORK_LEVEL == 2  // AVX2
+
+constexpr int kLanes = 8, kTile = 8;
+using Lanes = __m256i;
+
+AESZ_TARGET AESZ_INLINE Lanes load(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
+AESZ_TARGET AESZ_INLINE void store(int32_t* to, Lanes a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), a); }
+AESZ_TARGET AESZ_INLINE Lanes twice(const int16_t* pair) {
+    int32_t both;
+    std::memcpy(&both, pair, 4);
+    return _mm256_set1_epi32(both);
+}
+AESZ_TARGET AESZ_INLINE Lanes add_products(Lanes sum, Lanes weight, Lanes pair) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(weight, pair));
+}
+AESZ_TARGET AESZ_INLINE Lanes shift_right(Lanes a, const int32_t* by) { return _mm256_srav_epi32(a, load(by)); }
+AESZ_TARGET AESZ_INLINE Lanes leak(Lanes a, int slope) {
+    return _mm256_max_epi32(a, _mm256_sra_epi32(a, _mm_cvtsi32_si128(slope)));
+}
+template <int Vectors>
+AESZ_TARGET AESZ_INLINE void store_clamped(int16_t* to, const Lanes* a, int16_t lo, int16_t hi) {
+    // packing saturates, which clamping to less does not notice; it works within halves of a register
+    const __m256i v = _mm256_permute4x64_epi64(_mm256_packs_epi32(a[0], a[Vectors - 1]), 0xD8);
+    const __m256i w = _mm256_min_epi16(_mm256_max_epi16(v, _mm256_set1_epi16(lo)), _mm256_set1_epi16(hi));
+    if constexpr (Vectors == 2) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), w);
+    } else {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(w));
+    }
+}
+
+#elif AESZ_NETWORK_LEVEL == 1  // SSE2
+
+constexpr int kLanes = 4, kTile = 8;
+using Lanes = __m128i;
+
+AESZ_TARGET AESZ_INLINE Lanes load(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
+AESZ_TARGET AESZ_INLINE void store(int32_t* to, Lanes a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), a); }
+AESZ_TARGET AESZ_INLINE Lanes twice(const int16_t* pair) {
+    int32_t both;
+    std::memcpy(&both, pair, 4);
+    return _mm_set1_epi32(both);
+}
+AESZ_TARGET AESZ_INLINE Lanes add_products(Lanes sum, Lanes weight, Lanes pair) {
+    return _mm_add_epi32(sum, _mm_madd_epi16(weight, pair));
+}
+AESZ_TARGET AESZ_INLINE Lanes shift_right(Lanes a, const int32_t* by) {
+    if (by[0] == by[1] && by[0] == by[2] && by[0] == by[3]) return _mm_sra_epi32(a, _mm_cvtsi32_si128(by[0]));
+    int32_t v[4];
+    store(v, a);
+    return _mm_setr_epi32(v[0] >> by[0], v[1] >> by[1], v[2] >> by[2], v[3] >> by[3]);
+}
+AESZ_TARGET AESZ_INLINE Lanes leak(Lanes a, int slope) {
+    const Lanes negative = _mm_srai_epi32(a, 31), leaked = _mm_sra_epi32(a, _mm_cvtsi32_si128(slope));
+    return _mm_or_si128(_mm_andnot_si128(negative, a), _mm_and_si128(negative, leaked));
+}
+template <int Vectors>
+AESZ_TARGET AESZ_INLINE void store_clamped(int16_t* to, const Lanes* a, int16_t lo, int16_t hi) {
+    AESZ_UNROLL for (int i = 0; i < Vectors; i += 2) {
+        const __m128i v = _mm_packs_epi32(a[i], a[i + 1 < Vectors ? i + 1 : i]);
+        const __m128i w = _mm_min_epi16(_mm_max_epi16(v, _mm_set1_epi16(lo)), _mm_set1_epi16(hi));
+        if (i + 1 < Vectors) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 4 * i), w);
+        } else {
+            _mm_storel_epi64(reinterpret_cast<__m128i*>(to + 4 * i), w);
+        }
+    }
+}
+
+#else  // plain C++
+
+constexpr int kLanes = 8, kTile = 4;
+struct Lanes {
+    int32_t v[kLanes];
+};
+struct Weights {
+    int32_t a[kLanes], b[kLanes];  // for the first input of a pair, for the second
+};
+struct Pair {
+    int32_t a, b;
+};
+
+inline Lanes load(const int32_t* from) {
+    Lanes out;
+    std::memcpy(out.v, from, sizeof(out.v));
+    return out;
+}
+inline Weights load(const int16_t* from) {
+    Weights out;
+    for (int i = 0; i < kLanes; ++i) out.a[i] = from[2 * i], out.b[i] = from[2 * i + 1];
+    return out;
+}
+inline void store(int32_t* to, const Lanes& a) { std::memcpy(to, a.v, sizeof(a.v)); }
+inline Pair twice(const int16_t* pair) { return {pair[0], pair[1]}; }
+inline Lanes add_products(Lanes sum, const Weights& weight, Pair pair) {
+    for (int i = 0; i < kLanes; ++i) sum.v[i] += weight.a[i] * pair.a + weight.b[i] * pair.b;
+    return sum;
+}
+inline Lanes shift_right(Lanes a, const int32_t* by) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] >>= by[i];
+    return a;
+}
+inline Lanes leak(Lanes a, int slope) {
+    for (int i = 0; i < kLanes; ++i) a.v[i] = a.v[i] < 0 ? a.v[i] >> slope : a.v[i];
+    return a;
+}
+template <int Vectors>
+void store_clamped(int16_t* to, const Lanes* a, int16_t lo, int16_t hi) {
+    for (int i = 0; i < Vectors * kLanes; ++i) {
+        const int32_t v = a[i / kLanes].v[i % kLanes];
+        to[i] = static_cast<int16_t>(v < lo ? lo : v > hi ? hi : v);
+    }
+}
+
+#endif
+
+// ---- sums of products ------------------------------------------------------------------------------------------
+
+// One block of outputs, Vectors of them, of some points, whose inputs are `distance` apart; writes `count` outputs of each.
+template <int Points, int Vectors, class Out>
+AESZ_TARGET inline void tile(const Dense& layer, int64_t block, const int16_t* input, int64_t distance, const int64_t* offset,
+                             Out* out, int64_t out_distance, int64_t count) {
+    const int32_t* start = layer.start.data() + block * kOutputs;
+    const WeightPair* weights = layer.weights.data() + block * layer.runs * layer.pairs;
+    Lanes sum[Points][Vectors];
+    AESZ_UNROLL for (int p = 0; p < Points; ++p) AESZ_UNROLL for (int v = 0; v < Vectors; ++v) sum[p][v] =
+        load(start + v * kLanes);
+    for (int64_t run = 0; run < layer.runs; ++run) {
+        const int16_t* x = input + offset[run];
+        for (int64_t pair = 0; pair < layer.pairs; ++pair, x += 2, ++weights) {
+            decltype(load(weights->w)) weight[Vectors];
+            AESZ_UNROLL for (int v = 0; v < Vectors; ++v) weight[v] = load(weights->w + 2 * v * kLanes);
+            AESZ_UNROLL for (int p = 0; p < Points; ++p) {
+                const auto both = twice(x + p * distance);
+                AESZ_UNROLL for (int v = 0; v < Vectors; ++v) sum[p][v] = add_products(sum[p][v], weight[v], both);
+            }
+        }
+    }
+    const int32_t* shift = layer.shift.data() + block * kOutputs;
+    AESZ_UNROLL for (int p = 0; p < Points; ++p, out += out_distance) {
+        if constexpr (sizeof(Out) == 2) {
+            AESZ_UNROLL for (int v = 0; v < Vectors; ++v) sum[p][v] = shift_right(sum[p][v], shift + v * kLanes);
+            if (layer.slope) {
+                AESZ_UNROLL for (int v = 0; v < Vectors; ++v) sum[p][v] = leak(sum[p][v], layer.slope);
+            }
+            if (count >= Vectors * kLanes) {
+                store_clamped<Vectors>(out, sum[p], layer.lo, layer.hi);
+            } else {
+                int16_t some[kOutputs];
+                store_clamped<Vectors>(some, sum[p], layer.lo, layer.hi);
+                for (int64_t i = 0; i < count; ++i) out[i] = some[i];
+            }
+        } else {
+            int32_t some[kOutputs];
+            int32_t* to = count >= Vectors * kLanes ? out : some;
+            AESZ_UNROLL for (int v = 0; v < Vectors; ++v) store(to + v * kLanes, sum[p][v]);
+            if (to == some)
+                for (int64_t i = 0; i < count; ++i) out[i] = some[i];
+        }
+    }
+}
+
+template <int Points, int Vectors, class Out>
+AESZ_TARGET void tiles(const Dense& layer, int64_t block, const int16_t* input, int64_t distance, const int64_t* offset,
+                       int64_t points, Out* out, int64_t out_distance, int64_t count) {
+    int64_t p = 0;
+    for (; p + Points <= points; p += Points)
+        tile<Points, Vectors>(layer, block, input + p * distance, distance, offset, out + p * out_distance, out_distance, count);
+    if constexpr (Points > 1)
+        if (p < points)
+            tiles<Points / 2, Vectors>(layer, block, input + p * distance, distance, offset, points - p, out + p * out_distance,
+                                       out_distance, count);
+}
+
+// A block of outputs of a row of points: activations if Out is int16_t, else sums.  `room`: outputs that may be written
+// beyond the last; what is written there does not matter.
+template <class Out>
+AESZ_TARGET void dense(const Dense& layer, int64_t block, const int16_t* input, int64_t distance, const int64_t* offset,
+                       int64_t points, Out* out, int64_t out_distance, bool room) {
+    const int64_t left = layer.outputs - block * kOutputs, count = left < kOutputs ? left : kOutputs;
+    out += block * kOutputs;
+    switch ((count + kLanes - 1) / kLanes) {
+#define AESZ_CASE(Vectors)                                                                                       \
+    case Vectors:                                                                                                \
+        return tiles<kTile / Vectors, Vectors>(layer, block, input, distance, offset, points, out, out_distance, \
+                                               room ? kOutputs : count);
+        AESZ_CASE(1)
+#if AESZ_NETWORK_LEVEL < 3
+        AESZ_CASE(2)
+#endif
+#if AESZ_NETWORK_LEVEL == 1
+        AESZ_CASE(3)
+        AESZ_CASE(4)
+#endif
+#undef AESZ_CASE
+    }
+}
+
+// Linear layers, one after the other, with everything between in two places that the caller has for kMlpPoints points.
+AESZ_TARGET inline void mlp(const Dense* layer, std::size_t layers, const int16_t* input, int64_t distance, int64_t points,
+                            int32_t* out, int16_t* one, int16_t* other) {
+    constexpr int64_t start = 0;
+    for (std::size_t i = 0; i < layers; ++i) {
+        const Dense& d = layer[i];
+        const int64_t room = d.blocks * kOutputs;
+        for (int64_t block = 0; block < d.blocks; ++block) {
+            if (d.raw) {
+                dense(d, block, input, distance, &start, points, out, d.outputs, false);
+            } else {
+                dense(d, block, input, distance, &start, points, one, room, true);
+            }
+        }
+        input = one, distance = room;
+        std::swap(one, other);
+    }
+    const Dense& last = layer[layers - 1];
+    if (last.raw) return;
+    for (int64_t p = 0; p < points; ++p)
+        for (int64_t o = 0; o < last.outputs; ++o) out[p * last.outputs + o] = input[p * distance + o];
+}
+
+// ---- layers without weights, and the rest of gdn ---------------------------------------------------------------
+
+AESZ_TARGET inline void magnitudes(const int16_t* x, int64_t n, int16_t* out) {
+    for (int64_t i = 0; i < n; ++i) out[i] = static_cast<int16_t>(x[i] < 0 ? -x[i] : x[i]);
+}
+
+// The tables have one entry for every channel.
+AESZ_TARGET inline void normalize(const int16_t* AESZ_RESTRICT x, const int32_t* AESZ_RESTRICT norm, int64_t points,
+                                  int64_t channels, const int32_t* AESZ_RESTRICT norm_shift, const int32_t* AESZ_RESTRICT half,
+                                  const int32_t* AESZ_RESTRICT shift, int32_t lo, int32_t hi, int16_t* AESZ_RESTRICT out) {
+    for (int64_t p = 0; p < points; ++p, x += channels, norm += channels, out += channels)
+        for (int64_t c = 0; c < channels; ++c) {
+            const int32_t v = (x[c] * (norm[c] >> norm_shift[c]) + half[c]) >> shift[c];
+            out[c] = static_cast<int16_t>(v < lo ? lo : v > hi ? hi : v);
+        }
+}
+
+AESZ_TARGET inline void add(const int16_t* AESZ_RESTRICT x, const int16_t* AESZ_RESTRICT z, int64_t n, const Sum& sum,
+                            int16_t* AESZ_RESTRICT out) {
+    const int32_t a = 1 << sum.scale[0], b = 1 << sum.scale[1], half = sum.shift ? 1 << (sum.shift - 1) : 0;
+    const int32_t shift = sum.shift, slope = sum.slope, lo = sum.lo, hi = sum.hi;
+    for (int64_t i = 0; i < n; ++i) {
+        int32_t v = (x[i] * a + z[i] * b + half) >> shift;
+        v = v < 0 ? v >> slope : v;
+        out[i] = static_cast<int16_t>(v < lo ? lo : v > hi ? hi : v);
+    }
+}
+
+AESZ_TARGET inline bool within_range(const int16_t* x, int64_t n, int16_t lo, int16_t hi) {
+    int outside = 0;
+    for (int64_t i = 0; i < n; ++i) outside |= static_cast<int>(x[i] < lo) | static_cast<int>(x[i] > hi);
+    return outside == 0;
+}
