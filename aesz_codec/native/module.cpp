@@ -15,6 +15,7 @@
 #include "mixed_codes.hpp"
 #include "range_coder.hpp"
 #include "static_codes.hpp"
+#include "weight_codes.hpp"
 
 namespace nb = nanobind;
 using namespace aesz;
@@ -293,6 +294,48 @@ void decode_lossless(nb::bytes codes, Output<U> values, int dims, int order) {
     check_end(decoder);
 }
 
+template <class Values>
+std::pair<int64_t, int64_t> rows_of(const Values& values) {
+    if (values.ndim() != 2) throw std::invalid_argument("two axes");
+    return {static_cast<int64_t>(values.shape(0)), static_cast<int64_t>(values.shape(1))};
+}
+
+std::vector<uint8_t> weight_codes(const int32_t* values, int64_t rows, int64_t width) {
+    RangeEncoder encoder;
+    WeightCodes<RangeEncoder> codes(encoder);
+    // the encoder reads only
+    for (int64_t r = 0; r < rows; ++r)
+        codes.row(const_cast<int32_t*>(values) + r * width, r ? values + (r - 1) * width : nullptr, width, INT32_MIN, INT32_MAX);
+    return encoder.finish();
+}
+
+nb::bytes encode_weights(Input<int32_t> values) {
+    const auto [rows, width] = rows_of(values);
+    std::vector<uint8_t> bytes;
+    {
+        nb::gil_scoped_release release;
+        bytes = weight_codes(values.data(), rows, width);
+    }
+    return to_bytes(bytes.data(), bytes.size());
+}
+
+// Also checks that the bytes are those that encode_weights writes for these values.
+void decode_weights(nb::bytes codes, Output<int32_t> out, int32_t lowest, int32_t highest) {
+    const auto [rows, width] = rows_of(out);
+    const uint8_t* data = reinterpret_cast<const uint8_t*>(codes.c_str());
+    nb::gil_scoped_release release;
+    RangeDecoder decoder(data, codes.size());
+    WeightCodes<RangeDecoder> weights(decoder);
+    for (int64_t r = 0; r < rows; ++r) {
+        int32_t* row = out.data() + r * width;
+        weights.row(row, r ? row - width : nullptr, width, lowest, highest);
+        check_end(decoder);
+    }
+    const std::vector<uint8_t> canonical = weight_codes(out.data(), rows, width);
+    if (canonical.size() != codes.size() || !std::equal(canonical.begin(), canonical.end(), data))
+        throw CorruptStream("the codes are not those of their weights");
+}
+
 void exp2_into(Input<double> x, Output<double> out) {
     if (x.size() != out.size()) throw std::invalid_argument("sizes differ");
     nb::gil_scoped_release release;
@@ -349,5 +392,7 @@ NB_MODULE(_core, m) {
     bind_lossless<uint64_t>(m);
     m.def("encode_labels", &encode_labels, nb::arg("labels").noconvert());
     m.def("decode_labels", &decode_labels, nb::arg("codes"), nb::arg("labels").noconvert());
+    m.def("encode_weights", &encode_weights, nb::arg("values").noconvert());
+    m.def("decode_weights", &decode_weights, nb::arg("codes"), nb::arg("out").noconvert(), nb::arg("lowest"), nb::arg("highest"));
     m.def("exp2_into", &exp2_into, nb::arg("x").noconvert(), nb::arg("out").noconvert());
 }
