@@ -648,3 +648,14 @@ class TestSteps:
         for bad in ({"bits": 1}, {"bits": 17}, {"uses": -1.0}, {"per_octave": 0}):
             with pytest.raises(errors.PackError, match="choose_steps"):
                 choose_steps(self.weights, self.cost, **bad)
+
+
+def test_benchmark(data: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import weights
+
+    path = tmp_path / "a.aeszpack"
+    path.write_bytes(data)
+    assert weights.main([str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 + len(tensors()) and lines[-1].startswith("| test-1 | all tensors")
+    assert weights.main([str(tmp_path / "none.aeszpack")]) == 2
