@@ -1,7 +1,8 @@
-"""The command ``aesz-codec``: demo, convert, verify, inspect.
+"""The command ``aesz-codec``: demo, convert, verify, inspect, models.
 
 Results go to standard output, progress and errors to standard error.  Exit status: 0 if all is well, 1 if
-`verify` found a value outside its bound or a chunk that cannot be read, 2 if a command could not do its work.
+`verify` found a value outside its bound or a chunk that cannot be read, or `models verify` a pack that is not
+sound, 2 if a command could not do its work.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
     from .conversion import ConversionSummary, Progress
     from .inspection import ChunkReport, StoreReport, VariableReport
+    from .packs import Pack
     from .verification import VariableVerification, VerificationReport
+    from .zoo import Entry
 
 __all__ = ["main"]
 
@@ -127,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_verify(commands)
     _add_inspect(commands)
+    _add_models(commands)
     return parser
 
 
@@ -239,6 +243,35 @@ def _add_inspect(commands: Any) -> None:
     inspect.add_argument("--chunk", metavar="VAR=I,J,...", help="show one chunk in detail")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_run_inspect, writes=False)
+
+
+def _add_models(commands: Any) -> None:
+    models = commands.add_parser(
+        "models",
+        help="list, show, add and verify model packs",
+        description="Model packs: those installed with aesz-codec, and those in the folders and URLs of the "
+        "environment variable AESZ_ZOO (default: ~/.local/share/aesz-codec/zoo).",
+    )
+    actions = models.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    listing = actions.add_parser("list", help="list the models that can be found")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_run_models_list, writes=False)
+    show = actions.add_parser("show", help="print what a pack says of itself")
+    show.add_argument("model", metavar="ID", help="id, digest or the beginning of one, or file of a pack")
+    show.add_argument("--json", action="store_true", help="print JSON, with the whole manifest")
+    show.set_defaults(run=_run_models_show, writes=False)
+    add = actions.add_parser("add", help="copy a pack into your own folder, where it is found by its id")
+    add.add_argument("file", metavar="FILE", help="the pack")
+    add.set_defaults(run=_run_models_add, writes=True)
+    verify = actions.add_parser(
+        "verify",
+        help="read packs again, from beginning to end",
+        description="Read packs again and check every checksum, weight and digest. Exit status 1 if one fails.",
+    )
+    verify.add_argument(
+        "models", nargs="*", metavar="ID|FILE", help="ids, digests or files (default: all that can be found)"
+    )
+    verify.set_defaults(run=_run_models_verify, writes=False)
 
 
 def _bounds(options: argparse.Namespace) -> dict[str, tuple[str, float] | str]:
@@ -383,6 +416,147 @@ def _run_inspect(options: argparse.Namespace) -> int:
     else:
         _print_store(console, report)
     return 0
+
+
+def _run_models_list(options: argparse.Namespace) -> int:
+    from . import zoo
+
+    entries = zoo.list()
+    if options.json:
+        _print_json([_model_fields(entry) for entry in entries])
+        return 0
+    console = _console()
+    if not entries:
+        console.print("No models found; 'aesz-codec models add FILE' adds one.")
+        return 0
+    table = _table(
+        ("id", "text"),
+        ("kind", "word"),
+        ("variables", "text"),
+        ("bytes", "number"),
+        ("digest", "word"),
+        ("place", "text"),
+    )
+    for e in entries:
+        table.add_row(e.id, e.kind, _model_variables(e), str(e.nbytes), e.digest[:12], e.place)
+    console.print(table)
+    return 0
+
+
+def _run_models_show(options: argparse.Namespace) -> int:
+    from .packs import pack_sections
+
+    entry = _model(options.model)
+    if options.json:
+        _print_json(_model_fields(entry))
+        return 0
+    console, manifest = _console(), entry.pack.manifest
+    table = _table(("field", "word"), ("value", "text"))
+    table.add_row("id", entry.id)
+    table.add_row("kind", entry.kind)
+    table.add_row("description", manifest["description"] or "-")
+    table.add_row("digest", entry.digest)
+    table.add_row("variables", _model_variables(entry))
+    table.add_row("grid", manifest["grid"] or "any")
+    for key, value in manifest["training"].items():
+        table.add_row(f"training {key}", value if isinstance(value, str) else _json_text(value))
+    for key in ("licence", "arithmetic"):
+        table.add_row(key, manifest[key])
+    for key in ("normalisation", "network"):
+        text = _json_text(manifest[key])
+        table.add_row(key, text if len(text) <= 300 else f"{text[:300]}... (--json shows all)")
+    table.add_row("place", entry.place)
+    table.add_row("card", entry.card or "-")
+    table.add_row("bytes", str(entry.nbytes))
+    console.print(table)
+
+    sections = _table(
+        ("section", "text"), ("dtype", "word"), ("shape", "text"), ("coding", "word"), ("bytes", "number")
+    )
+    for name, coding, stored in pack_sections(entry.pack):
+        tensor = entry.pack.tensors.get(name) if sections.row_count else None
+        dtype, shape = ("-", "-") if tensor is None else (tensor.dtype.name, _shape(tensor.shape))
+        sections.add_row(name, dtype, shape, coding.name.lower(), str(stored))
+    console.print()
+    console.print(sections)
+
+    rates = manifest["rates"]
+    if rates:
+        columns = list(dict.fromkeys(key for row in rates for key in row))
+        measured = _table(*((key, "text") for key in columns))
+        for row in rates:
+            measured.add_row(*(_cell(row.get(key)) for key in columns))
+        console.print()
+        console.print(measured)
+    return 0
+
+
+def _run_models_add(options: argparse.Namespace) -> int:
+    from . import zoo
+
+    pack = zoo.add(options.file)
+    _console().print(f"Added {pack.id} ({pack.kind}, {_size(pack.nbytes)}, digest {pack.digest[:12]}).")
+    return 0
+
+
+def _run_models_verify(options: argparse.Namespace) -> int:
+    from . import zoo
+
+    console, failed = _console(), 0
+    checks = zoo.verify(options.models or None)
+    for check in checks:
+        if check.problem is None and check.pack is not None:
+            console.print(f"{check.name}: ok, digest {check.pack.digest}")
+        else:
+            failed += 1
+            console.print(f"{check.name}: FAILED: {check.problem}", soft_wrap=True)
+    console.print("FAILED: see above." if failed else f"{len(checks)} packs are sound.")
+    return 1 if failed else 0
+
+
+def _model(name: str) -> Entry:
+    """Find a model by id, digest, the beginning of one, or file."""
+    from . import zoo
+    from .packs import Pack
+
+    if name.endswith(".aeszpack"):
+        return zoo.Entry(Pack.from_file(name), name)
+    entries = zoo.list()
+    named = [e for e in entries if name in (e.id, e.digest)]
+    begun = [e for e in entries if len(name) >= 6 and e.digest.startswith(name)]
+    if named or len(begun) == 1:
+        return (named or begun)[0]
+    pack: Pack = zoo.get(name)  # raises what is wrong with it
+    return zoo.Entry(pack, "-")
+
+
+def _model_fields(entry: Entry) -> dict[str, Any]:
+    from .packs import plain
+
+    return {
+        "id": entry.id,
+        "kind": entry.kind,
+        "digest": entry.digest,
+        "bytes": entry.nbytes,
+        "place": entry.place,
+        "card": entry.card,
+        "manifest": plain(entry.pack.manifest),
+    }
+
+
+def _model_variables(entry: Entry) -> str:
+    keys = ("standard_name", "short_name", "level", "units")
+    return ", ".join(" ".join(str(v[k]) for k in keys if k in v) for v in entry.variables) or "any"
+
+
+def _json_text(value: Any) -> str:
+    from .packs import plain
+
+    return json.dumps(plain(value), ensure_ascii=False)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else _json_text(value)
 
 
 # Output

@@ -11,6 +11,7 @@ from typing import Self
 __all__ = [
     "AESZError",
     "ConversionError",
+    "CorruptPackError",
     "CorruptStreamError",
     "ErrorBoundViolation",
     "InvalidBoundError",
@@ -18,10 +19,17 @@ __all__ = [
     "InvalidModelError",
     "ModelInputError",
     "ModelNotFoundError",
+    "PackConflictError",
+    "PackDigestError",
+    "PackError",
+    "PackSizeError",
+    "TruncatedPackError",
     "TruncatedStreamError",
     "UnsupportedDtypeError",
     "UnsupportedFormatError",
     "UnsupportedModelError",
+    "UnsupportedPackError",
+    "WeightRangeError",
 ]
 
 
@@ -88,6 +96,38 @@ class UnsupportedModelError(AESZError):
 
 class ModelInputError(AESZError, ValueError):
     """An array that a network cannot take: its dtype, its shape or a value outside of the declared range."""
+
+
+class PackError(AESZError):
+    """A model pack that cannot be read, written, added or embedded."""
+
+
+class CorruptPackError(PackError, CorruptStreamError):
+    """Bytes that are no valid pack: a checksum, a length, the manifest or a value in them is wrong."""
+
+
+class TruncatedPackError(CorruptPackError, TruncatedStreamError):
+    """A pack that ends before its own header says that it does."""
+
+
+class UnsupportedPackError(PackError, UnsupportedFormatError):
+    """A pack of a newer format, of a kind or in an arithmetic that this version does not know."""
+
+
+class WeightRangeError(CorruptPackError):
+    """A weight outside the range that its tensor declares, or its dtype has."""
+
+
+class PackDigestError(PackError):
+    """A pack whose content is not the one that was asked for."""
+
+
+class PackSizeError(PackError):
+    """A pack, or a tensor of one, above a limit."""
+
+
+class PackConflictError(PackError):
+    """Another pack with the same id but other content is there already."""
 
 
 class ErrorBoundViolation(AESZError):

@@ -418,7 +418,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const int group = std::min(level, 1) * 3 + std::min(geometry.layout.odd, 3) - 1;
         const int slot = LearnedNets::slot(plan_.frame.n, set, referring_);
         std::optional<LearnedPass> learned;
-        if ((plan_.nets || plan_.samples) && level < kLearnedLevels && slot >= 0)
+        if (level < kLearnedLevels && slot >= 0 && (plan_.samples || (plan_.nets && plan_.nets->net[static_cast<std::size_t>(slot)])))
             learned.emplace(plan_.frame, pyramid_[level], set, s, order_, referring_);
         predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around& around, const auto& c) {
             gather(geometry, around, c, s, line, first);
@@ -430,8 +430,8 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                     if (plan_.samples)
                         plan_.samples->add(slot, learned->inputs, learned_, chunk_.data + at, line.dx, this->mask_at(at), line.count,
                                            prediction_.data(), inverse, level);
-                if (plan_.nets) {
-                    run_learned(plan_.nets->net[static_cast<std::size_t>(slot)], learned_, line.count, step, prediction_.data());
+                if (plan_.nets && plan_.nets->net[static_cast<std::size_t>(slot)]) {
+                    run_learned(*plan_.nets->net[static_cast<std::size_t>(slot)], learned_, line.count, step, prediction_.data());
                     scale = learned_.scale.data();
                 }
             }

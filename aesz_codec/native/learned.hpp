@@ -7,11 +7,13 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <vector>
 
 #include "codes.hpp"
 #include "kernels.hpp"
+#include "networks.hpp"
 #include "planes.hpp"
 
 namespace aesz {
@@ -22,19 +24,6 @@ constexpr int kSummaries = 4;         // and scales
 constexpr int kMostInputs = kAroundPoints + kReferencePoints + kSummaries;
 constexpr int kLearnedLevels = 4;       // the finest levels have networks
 constexpr float kLargestInput = 511.0f;
-constexpr int kPointBlock = 16;
-
-// Fully connected layers; docs/networks.md.  Weights by output, then by input.
-struct DenseLayer {
-    int inputs = 0, outputs = 0;
-    std::vector<float> weight, bias, unit;  // bias with half a unit; unit = 2^-shift
-};
-
-struct Mlp {
-    std::vector<DenseLayer> layers;
-    float largest = 1023.0f;  // activation
-};
-
 #define AESZ_TARGET
 namespace portable {
 #include "learned_loops.hpp"
@@ -51,7 +40,9 @@ namespace avx2 {
 // The networks of a pack: two axes; two axes with a frame before; three axes; one for every class of points.
 struct LearnedNets {
     static constexpr int kSlots = 3 + 3 + 7;
-    std::array<Mlp, kSlots> net;
+    std::array<std::optional<Mlp>, kSlots> net;
+
+    static int inputs(int slot) { return kAroundPoints + kSummaries + (slot >= 3 && slot < 6 ? kReferencePoints : 0); }
 
     static int slot(int axes, int set, bool refers) {
         if (axes == 2) return set - 1 + (refers ? 3 : 0);
@@ -95,16 +86,19 @@ inline std::vector<Offset> known_around(int axes, int set, const std::vector<int
 // A line on its way through a network: rows of inputs, one a point.
 struct LearnedLine {
     int64_t stride = 0;
-    std::vector<float> rows, spread, reciprocal, out;
+    std::vector<float> rows, spread, reciprocal;
+    std::vector<int16_t> inputs;  // the same by point
+    std::vector<int32_t> outputs;
     std::vector<uint8_t> scale;
     LearnedLine() = default;
     explicit LearnedLine(std::size_t width)
-        : stride(static_cast<int64_t>((width + kPointBlock - 1) / kPointBlock * kPointBlock)),
-          rows(kMostInputs * static_cast<std::size_t>(stride)),
-          spread(static_cast<std::size_t>(stride)),
-          reciprocal(static_cast<std::size_t>(stride)),
-          out(2 * static_cast<std::size_t>(stride)),
-          scale(static_cast<std::size_t>(stride)) {}
+        : stride(static_cast<int64_t>(width)),
+          rows(kMostInputs * width),
+          spread(width),
+          reciprocal(width),
+          inputs((kMostInputs + 1) * width),
+          outputs(2 * width),
+          scale(width) {}
 };
 
 // What a training run is given: the inputs of points, what the prediction lacked in steps, the spread, the level.
@@ -139,25 +133,15 @@ inline int spread_class(float spread) {
 
 // Corrects the predictions of a line, and fills in the classes of its codes.
 inline void run_learned(const Mlp& net, LearnedLine& line, int64_t count, double step, double* prediction) {
-    alignas(32) float hidden[2][64 * kPointBlock];
-    const auto dense = kAvx2 ? avx2::dense : portable::dense;
-    for (int64_t i = 0; i < count; i += kPointBlock) {
-        const float* in = line.rows.data() + i;
-        int64_t stride = line.stride;
-        for (std::size_t l = 0; l < net.layers.size(); ++l) {
-            const bool last = l + 1 == net.layers.size();
-            float* out = last ? line.out.data() + i : hidden[l & 1];
-            dense(net.layers[l], in, stride, !last, net.largest, out, last ? line.stride : kPointBlock);
-            in = out;
-            stride = kPointBlock;
-        }
-    }
+    (kAvx2 ? avx2::by_point : portable::by_point)(line.rows.data(), line.stride, net.inputs(), net.padded_inputs(), count,
+                                                  line.inputs.data());
+    net.run(line.inputs.data(), count, line.outputs.data());
     const double unit = step * (1.0 / (1 << 24));
-    const float *mean = line.out.data(), *scale = mean + line.stride;
     for (int64_t i = 0; i < count; ++i) {
         const float spread = line.spread[static_cast<std::size_t>(i)];
-        prediction[i] += (static_cast<double>(mean[i]) * static_cast<double>(spread)) * unit;
-        const int finer = (static_cast<int32_t>(scale[i]) + 512) >> 10;
+        const int32_t* out = line.outputs.data() + 2 * i;
+        prediction[i] += (static_cast<double>(out[0]) * static_cast<double>(spread)) * unit;
+        const int finer = (out[1] + 512) >> 10;
         line.scale[static_cast<std::size_t>(i)] =
             static_cast<uint8_t>(std::clamp(spread_class(spread) + finer, 0, kLearnedClasses - 1));
     }

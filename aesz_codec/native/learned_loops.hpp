@@ -31,39 +31,11 @@ AESZ_TARGET inline void normalise(float* AESZ_RESTRICT x, const float* AESZ_REST
     }
 }
 
-// One layer for kPointBlock points: `in` and `out` have rows of `stride` points.  Hidden layers clamp to 0 .. largest.
-template <int Rows>
-AESZ_TARGET inline void dense_rows(const DenseLayer& layer, int row, const float* AESZ_RESTRICT in, int64_t stride, bool hidden,
-                                   float largest, float* AESZ_RESTRICT out, int64_t out_stride) {
-    float sum[Rows][kPointBlock];
-    for (int r = 0; r < Rows; ++r)
-        for (int p = 0; p < kPointBlock; ++p) sum[r][p] = layer.bias[static_cast<std::size_t>(row + r)];
-    const float* w = layer.weight.data() + static_cast<std::ptrdiff_t>(row) * layer.inputs;
-    for (int k = 0; k < layer.inputs; ++k) {
-        const float* x = in + k * stride;
-        for (int r = 0; r < Rows; ++r) {
-            const float f = w[r * layer.inputs + k];
-            for (int p = 0; p < kPointBlock; ++p) sum[r][p] += f * x[p];
-        }
+// Inputs of a network, point by point; padding is not written.
+AESZ_TARGET inline void by_point(const float* AESZ_RESTRICT rows, int64_t stride, int64_t inputs, int64_t distance, int64_t count,
+                                 int16_t* AESZ_RESTRICT out) {
+    for (int64_t k = 0; k < inputs; ++k) {
+        const float* row = rows + k * stride;
+        for (int64_t i = 0; i < count; ++i) out[i * distance + k] = static_cast<int16_t>(static_cast<int32_t>(row[i]));
     }
-    for (int r = 0; r < Rows; ++r) {
-        float* y = out + (row + r) * out_stride;
-        const float unit = layer.unit[static_cast<std::size_t>(row + r)];
-        for (int p = 0; p < kPointBlock; ++p) {
-            float v = sum[r][p];
-            if (hidden) {
-                v *= unit;
-                v = v < 0.0f ? 0.0f : v > largest ? largest : v;
-                v = static_cast<float>(static_cast<int32_t>(v));
-            }
-            y[p] = v;
-        }
-    }
-}
-
-AESZ_TARGET inline void dense(const DenseLayer& layer, const float* in, int64_t stride, bool hidden, float largest, float* out,
-                              int64_t out_stride) {
-    int row = 0;
-    for (; row + 4 <= layer.outputs; row += 4) dense_rows<4>(layer, row, in, stride, hidden, largest, out, out_stride);
-    for (; row < layer.outputs; ++row) dense_rows<1>(layer, row, in, stride, hidden, largest, out, out_stride);
 }

@@ -18,6 +18,7 @@
 #include "networks.hpp"
 #include "range_coder.hpp"
 #include "static_codes.hpp"
+#include "weight_codes.hpp"
 
 namespace nb = nanobind;
 using namespace aesz;
@@ -314,6 +315,48 @@ void decode_lossless(nb::bytes codes, Output<U> values, int dims, int order) {
     check_end(decoder);
 }
 
+template <class Values>
+std::pair<int64_t, int64_t> rows_of(const Values& values) {
+    if (values.ndim() != 2) throw std::invalid_argument("two axes");
+    return {static_cast<int64_t>(values.shape(0)), static_cast<int64_t>(values.shape(1))};
+}
+
+std::vector<uint8_t> weight_codes(const int32_t* values, int64_t rows, int64_t width) {
+    RangeEncoder encoder;
+    WeightCodes<RangeEncoder> codes(encoder);
+    // the encoder reads only
+    for (int64_t r = 0; r < rows; ++r)
+        codes.row(const_cast<int32_t*>(values) + r * width, r ? values + (r - 1) * width : nullptr, width, INT32_MIN, INT32_MAX);
+    return encoder.finish();
+}
+
+nb::bytes encode_weights(Input<int32_t> values) {
+    const auto [rows, width] = rows_of(values);
+    std::vector<uint8_t> bytes;
+    {
+        nb::gil_scoped_release release;
+        bytes = weight_codes(values.data(), rows, width);
+    }
+    return to_bytes(bytes.data(), bytes.size());
+}
+
+// Also checks that the bytes are those that encode_weights writes for these values.
+void decode_weights(nb::bytes codes, Output<int32_t> out, int32_t lowest, int32_t highest) {
+    const auto [rows, width] = rows_of(out);
+    const uint8_t* data = reinterpret_cast<const uint8_t*>(codes.c_str());
+    nb::gil_scoped_release release;
+    RangeDecoder decoder(data, codes.size());
+    WeightCodes<RangeDecoder> weights(decoder);
+    for (int64_t r = 0; r < rows; ++r) {
+        int32_t* row = out.data() + r * width;
+        weights.row(row, r ? row - width : nullptr, width, lowest, highest);
+        check_end(decoder);
+    }
+    const std::vector<uint8_t> canonical = weight_codes(out.data(), rows, width);
+    if (canonical.size() != codes.size() || !std::equal(canonical.begin(), canonical.end(), data))
+        throw CorruptStream("the codes are not those of their weights");
+}
+
 void exp2_into(Input<double> x, Output<double> out) {
     if (x.size() != out.size()) throw std::invalid_argument("sizes differ");
     nb::gil_scoped_release release;
@@ -384,6 +427,21 @@ void run_network(const Network& network, Input<int16_t> input, int64_t items, Ax
     nb::gil_scoped_release release;
     check(network.in_range(input.data(), static_cast<int64_t>(input.size())), "an input is out of range");
     network.run(input.data(), items, extents, output.data());
+}
+
+void bind_learned(nb::module_& m) {
+    nb::class_<LearnedNets>(m, "LearnedNets").def("__init__", [](LearnedNets* self, std::vector<nb::object> nets) {
+        check(nets.size() == LearnedNets::kSlots, "number of networks");
+        new (self) LearnedNets();
+        for (std::size_t k = 0; k < nets.size(); ++k) {
+            if (nets[k].is_none()) continue;
+            const Mlp& net = nb::cast<const Mlp&>(nets[k]);
+            check(net.inputs() == LearnedNets::inputs(static_cast<int>(k)) && net.outputs() == 2 && net.lowest() <= -kLargestInput &&
+                      net.highest() >= kLargestInput,
+                  "inputs or outputs of a network");
+            self->net[k] = net;
+        }
+    });
 }
 
 void bind_networks(nb::module_& m) {
@@ -474,24 +532,6 @@ void bind_lossless(nb::module_& m) {
 NB_MODULE(_core, m) {
     m.doc() = "Native core of aesz_codec: prediction, quantization and entropy coding of whole chunks.";
     nb::exception<CorruptStream>(m, "CorruptDataError", PyExc_ValueError);
-    nb::class_<LearnedNets>(m, "LearnedNets").def("__init__", [](LearnedNets* self, nb::list nets) {
-        new (self) LearnedNets();
-        for (std::size_t k = 0; k < nets.size() && k < self->net.size(); ++k) {
-            for (nb::handle item : nb::cast<nb::list>(nets[k])) {
-                nb::tuple t = nb::cast<nb::tuple>(item);
-                auto w = nb::cast<Input<float>>(t[0]);
-                auto b = nb::cast<Input<float>>(t[1]);
-                auto u = nb::cast<Input<float>>(t[2]);
-                DenseLayer layer;
-                layer.outputs = static_cast<int>(w.shape(0));
-                layer.inputs = static_cast<int>(w.shape(1));
-                layer.weight.assign(w.data(), w.data() + w.size());
-                layer.bias.assign(b.data(), b.data() + b.size());
-                layer.unit.assign(u.data(), u.data() + u.size());
-                self->net[k].layers.push_back(layer);
-            }
-        }
-    });
     bind_floating<float>(m);
     bind_floating<double>(m);
     bind_lossless<uint8_t>(m);
@@ -501,5 +541,8 @@ NB_MODULE(_core, m) {
     m.def("encode_labels", &encode_labels, nb::arg("labels").noconvert());
     m.def("decode_labels", &decode_labels, nb::arg("codes"), nb::arg("labels").noconvert());
     bind_networks(m);
+    bind_learned(m);
+    m.def("encode_weights", &encode_weights, nb::arg("values").noconvert());
+    m.def("decode_weights", &decode_weights, nb::arg("codes"), nb::arg("out").noconvert(), nb::arg("lowest"), nb::arg("highest"));
     m.def("exp2_into", &exp2_into, nb::arg("x").noconvert(), nb::arg("out").noconvert());
 }
