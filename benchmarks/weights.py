@@ -7,6 +7,7 @@ code the same integers without loss:
 - zstd-19: of the same bytes, in the narrowest dtype that holds the tensor;
 - DeepCABAC: ``encodeLayer`` of nncodec (ISO/IEC 15938-17) with 11 greater-than flags and adapted parameters, rows along
   the first axis as in that standard, a stream for each tensor, without its high-level syntax;
+  ``pip install --no-deps nncodec`` is enough for it;
 - coder: the weight coder of docs/packs.md, section 5, on plain weights; ours: what the pack holds (the smallest coding).
 """
 

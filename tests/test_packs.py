@@ -279,6 +279,14 @@ class TestRoundTrip:
             assert np.array_equal(found[name], tensor)
 
 
+def test_golden(second: SecondReader) -> None:
+    """A pack of format 1.0 with every coding is read forever; `write_pack` wrote it of `MANIFEST` and `tensors`."""
+    path = Path(__file__).with_name("golden") / "packs" / "1.0-all-codings.aeszpack"
+    pack = Pack.from_file(path, digest="8f840e5d1701040c33fe0c119e81b911c1f0ad8195dc25d636aee8581317ddc6")
+    assert set(pack.codings.values()) == set(Coding)
+    assert second.read(path.read_bytes())[2] == pack.digest
+
+
 class TestOneSequenceOfBytes:
     def test_deterministic(self, data: bytes) -> None:
         backwards = dict(reversed(tensors().items()))
