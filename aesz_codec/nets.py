@@ -383,7 +383,7 @@ class Network:
             )
         layers: list[Layer] = []
         for i, entry in enumerate(entries):
-            layer, form = _layer(_Reader(entry, f"network.layers[{i}]", tensors), forms)
+            layer, form = _layer(_Reader(entry, f"network.layers[{i}]", tensors, reader.used), forms)
             layers.append(layer)
             forms.append(form)
         known = reader.any("known_answer", None)

@@ -99,47 +99,60 @@ AESZ_TARGET AESZ_INLINE void store_clamped(int16_t* to, const Lanes* a, int16_t 
     }
 }
 
-#else  // plain C++
+#else  // plain C++, with vectors of four where compilers know them: good on ARM, slow on x86
 
-constexpr int kLanes = 8, kTile = 4;
+constexpr int kLanes = 4, kTile = 8;
+#if defined(__GNUC__) || defined(__clang__)
+using Lanes = int32_t __attribute__((vector_size(16)));
+#else
 struct Lanes {
     int32_t v[kLanes];
+    int32_t& operator[](int i) { return v[i]; }
+    int32_t operator[](int i) const { return v[i]; }
 };
+inline Lanes operator+(Lanes a, const Lanes& b) {
+    for (int i = 0; i < kLanes; ++i) a[i] += b[i];
+    return a;
+}
+inline Lanes operator*(Lanes a, int32_t b) {
+    for (int i = 0; i < kLanes; ++i) a[i] *= b;
+    return a;
+}
+#endif
 struct Weights {
-    int32_t a[kLanes], b[kLanes];  // for the first input of a pair, for the second
+    Lanes a, b;  // for the first input of a pair, for the second
 };
 struct Pair {
     int32_t a, b;
 };
 
-inline Lanes load(const int32_t* from) {
+AESZ_INLINE Lanes load(const int32_t* from) {
     Lanes out;
-    std::memcpy(out.v, from, sizeof(out.v));
+    std::memcpy(&out, from, sizeof(out));
     return out;
 }
-inline Weights load(const int16_t* from) {
+AESZ_INLINE Weights load(const int16_t* from) {
     Weights out;
     for (int i = 0; i < kLanes; ++i) out.a[i] = from[2 * i], out.b[i] = from[2 * i + 1];
     return out;
 }
-inline void store(int32_t* to, const Lanes& a) { std::memcpy(to, a.v, sizeof(a.v)); }
-inline Pair twice(const int16_t* pair) { return {pair[0], pair[1]}; }
-inline Lanes add_products(Lanes sum, const Weights& weight, Pair pair) {
-    for (int i = 0; i < kLanes; ++i) sum.v[i] += weight.a[i] * pair.a + weight.b[i] * pair.b;
-    return sum;
+AESZ_INLINE void store(int32_t* to, const Lanes& a) { std::memcpy(to, &a, sizeof(a)); }
+AESZ_INLINE Pair twice(const int16_t* pair) { return {pair[0], pair[1]}; }
+AESZ_INLINE Lanes add_products(Lanes sum, const Weights& weight, Pair pair) {
+    return sum + weight.a * pair.a + weight.b * pair.b;
 }
-inline Lanes shift_right(Lanes a, const int32_t* by) {
-    for (int i = 0; i < kLanes; ++i) a.v[i] >>= by[i];
+AESZ_INLINE Lanes shift_right(Lanes a, const int32_t* by) {
+    for (int i = 0; i < kLanes; ++i) a[i] >>= by[i];
     return a;
 }
-inline Lanes leak(Lanes a, int slope) {
-    for (int i = 0; i < kLanes; ++i) a.v[i] = a.v[i] < 0 ? a.v[i] >> slope : a.v[i];
+AESZ_INLINE Lanes leak(Lanes a, int slope) {
+    for (int i = 0; i < kLanes; ++i) a[i] = a[i] < 0 ? a[i] >> slope : a[i];
     return a;
 }
 template <int Vectors>
 void store_clamped(int16_t* to, const Lanes* a, int16_t lo, int16_t hi) {
     for (int i = 0; i < Vectors * kLanes; ++i) {
-        const int32_t v = a[i / kLanes].v[i % kLanes];
+        const int32_t v = a[i / kLanes][i % kLanes];
         to[i] = static_cast<int16_t>(v < lo ? lo : v > hi ? hi : v);
     }
 }
@@ -217,10 +230,10 @@ AESZ_TARGET void dense(const Dense& layer, int64_t block, const int16_t* input, 
         return tiles<kTile / Vectors, Vectors>(layer, block, input, distance, offset, points, out, out_distance, \
                                                room ? kOutputs : count);
         AESZ_CASE(1)
-#if AESZ_NETWORK_LEVEL < 3
+#if AESZ_NETWORK_LEVEL != 3
         AESZ_CASE(2)
 #endif
-#if AESZ_NETWORK_LEVEL == 1
+#if AESZ_NETWORK_LEVEL < 2
         AESZ_CASE(3)
         AESZ_CASE(4)
 #endif
