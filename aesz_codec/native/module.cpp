@@ -436,8 +436,8 @@ void bind_learned(nb::module_& m) {
         for (std::size_t k = 0; k < nets.size(); ++k) {
             if (nets[k].is_none()) continue;
             const Mlp& net = nb::cast<const Mlp&>(nets[k]);
-            check(net.inputs() == LearnedNets::inputs(static_cast<int>(k)) && net.outputs() == 2 && net.lowest() <= -kLargestInput &&
-                      net.highest() >= kLargestInput,
+            check(net.inputs() == LearnedNets::inputs(static_cast<int>(k)) && net.outputs() == 2 &&
+                      net.lowest() <= -kLargestInput && net.highest() >= kLargestInput,
                   "inputs or outputs of a network");
             self->net[k] = net;
         }
