@@ -3,7 +3,7 @@
 A predictor is a frozen dataclass of the choices that its stream carries.  It encodes and decodes whole arrays of at most
 four axes through the native core, and proposes the candidates among which the encoder chooses by coded bytes.
 
-A learned one names the kind of pack that it takes; `learned_by` finds it by the pack, and `models` has what it needs to build
+A learned one names the kind of pack that it takes; `learned_by` finds it by the pack, and `networks` has what it needs to build
 its networks.  Its plan says whether a model is used (`aesz_codec.stream.Stream.uses_model`), the section ``model`` which.
 """
 
@@ -28,6 +28,7 @@ __all__ = [
     "PREDICTORS",
     "Causal",
     "Interpolation",
+    "Learned",
     "Local",
     "Predictor",
     "Quantizer",
@@ -117,11 +118,23 @@ class Predictor(Protocol):
         """Return the choices as JSON values."""
 
 
+class Learned(Predictor, Protocol):
+    """A predictor that takes models."""
+
+    @classmethod
+    def prepare(cls, pack: Pack) -> None:
+        """Build the networks of a pack, once per process.
+
+        InvalidModelError or UnsupportedModelError if they are not sound.
+        """
+
+
 PREDICTORS: dict[Method, type[Predictor]] = {p.method: p for p in (Interpolation, Causal, Local)}
-LEARNED: dict[str, type[Predictor]] = {p.kind: p for p in PREDICTORS.values() if p.kind is not None}
+LEARNED: dict[str, type[Learned]] = {"interpolation": Interpolation}
+"""By the kind of pack that they take."""
 
 
-def learned_by(pack: Pack, method: Method | None = None) -> type[Predictor]:
+def learned_by(pack: Pack, method: Method | None = None) -> type[Learned]:
     """Return the predictor class that takes a pack as its model; with `method`, it must be that one.
 
     Raises

@@ -31,7 +31,7 @@ from .. import _core
 from ..errors import InvalidModelError
 from ..packs import Pack
 from ..stream import Coder, Method, Reader, Writer, corrupt
-from .models import built_once, mlps
+from .networks import built_once, mlps
 
 if TYPE_CHECKING:
     from . import Floats, Mask, Quantizer
@@ -102,6 +102,11 @@ class Interpolation:
                     for model in models
                     if not _networks(model)[1].isdisjoint(needed)
                 )
+
+    @classmethod
+    def prepare(cls, pack: Pack) -> None:
+        """See `Learned`."""
+        _networks(pack)
 
     @classmethod
     def _without_model(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
