@@ -788,7 +788,7 @@ def _details(variable: VariableReport) -> Iterator[str]:
         yield f"  predictor: {_counts(variable.predictors)}"
     for model in variable.models:
         data = f", {_size(model.embedded_bytes)} in the metadata" if model.embedded_bytes else ""
-        yield f"  model: {model.id} in {model.chunks}, digest {model.digest}{data}"
+        yield f"  model: {model.id or 'one that the store does not name'} in {model.chunks}, digest {model.digest}{data}"
     for name, values in variable.parameters.items():
         yield f"  {name}: {_counts(values)}"
     total = sum(variable.sections.values())
