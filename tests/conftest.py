@@ -1,4 +1,4 @@
-"""Hypothesis profiles: ``ci``, and ``nightly`` (``--hypothesis-profile=nightly``); the reference decoder; no models of your own."""
+"""Hypothesis profiles ``ci`` and ``nightly`` (``--hypothesis-profile=nightly``), the reference decoder, no models of your own."""
 
 import importlib.util
 import os
