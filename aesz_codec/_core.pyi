@@ -22,6 +22,7 @@ def encode_interpolation(
     coder: int,
     alpha16: int,
     beta16: int,
+    nets: LearnedNets | None = None,
 ) -> tuple[bytes, bytes]: ...
 def decode_interpolation(
     codes: bytes,
@@ -36,7 +37,19 @@ def decode_interpolation(
     coder: int,
     alpha16: int,
     beta16: int,
+    nets: LearnedNets | None = None,
 ) -> None: ...
+def collect_interpolation(
+    data: _Floats,
+    mask: _Bytes | None,
+    tolerance: float,
+    step: float,
+    offset: float,
+    batch: int,
+    reference: bool,
+    every: int,
+    nets: LearnedNets | None = None,
+) -> list[tuple[bytes, bytes]]: ...
 def encode_causal(
     data: _Floats, mask: _Bytes | None, tolerance: float, step: float, offset: float, coder: int
 ) -> tuple[bytes, bytes]: ...
@@ -75,6 +88,9 @@ class Mlp:
     outputs: int
     def __init__(self, layers: list[Dense], lo: int, hi: int, level: int = -1) -> None: ...
     def run(self, input: npt.NDArray[np.int16], output: npt.NDArray[np.int32]) -> None: ...
+
+class LearnedNets:
+    def __init__(self, nets: list[Mlp | None]) -> None: ...
 
 class Network:
     def __init__(self, channels: int, dims: int, lo: int, hi: int, level: int = -1) -> None: ...

@@ -22,6 +22,7 @@ import zarr
 
 from .bounds import ErrorBound
 from .errors import AESZError, ConversionError, CorruptStreamError
+from .models import ModelReference
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -161,6 +162,8 @@ class StoredArray:
     effort : str or None
     wrapped : bool
         Whether other codecs stand around ours, so that a chunk's bytes are no stream.
+    models : tuple of ModelReference
+        Those in the configuration.
     """
 
     name: str
@@ -169,6 +172,7 @@ class StoredArray:
     bound: ErrorBound | None
     effort: str | None
     wrapped: bool
+    models: tuple[ModelReference, ...] = ()
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -322,8 +326,10 @@ def _stored_array(path: Path, name: str, array: zarr.Array[Any]) -> StoredArray:
             chain = [*chain[0]["configuration"]["codecs"], *chain[1:]]
         ours = [codec for codec in chain if codec["name"] == CODEC]
         configuration = ours[0].get("configuration", {}) if ours else None
-    bound = None
+    bound: ErrorBound | None = None
+    models: tuple[ModelReference, ...] = ()
     if configuration is not None:
+        models = tuple(ModelReference.from_json(entry) for entry in configuration.get("models", ()))
         bound = ErrorBound(configuration.get("mode", "abs"), configuration.get("error_bound"))
     return StoredArray(
         name=name,
@@ -332,4 +338,5 @@ def _stored_array(path: Path, name: str, array: zarr.Array[Any]) -> StoredArray:
         bound=bound,
         effort=None if configuration is None else configuration.get("effort", "default"),
         wrapped=len(chain) > 1,
+        models=models,
     )

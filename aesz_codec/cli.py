@@ -216,6 +216,19 @@ def _add_convert(commands: Any) -> None:
         help="bytes against time: fast (half of SZ3's speed), default, or max (smallest)",
     )
     convert.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="[VAR=]ID",
+        help="models that the encoder may use, for all variables or for one: an id, a file of a pack, 'auto' (installed "
+        "ones that are for the variable and pay on a sample) or 'none' (default: auto)",
+    )
+    convert.add_argument(
+        "--no-embedded-models",
+        action="store_true",
+        help="do not put packs into the store's metadata: readers must have them installed",
+    )
+    convert.add_argument(
         "--overwrite", action="store_true", help="replace an existing store, when the new one is complete"
     )
     convert.set_defaults(run=_run_convert, writes=True)
@@ -320,6 +333,22 @@ def _lengths(option: str, texts: Sequence[str]) -> dict[str, int]:
     return lengths
 
 
+def _models(texts: Sequence[str]) -> Any:
+    """Collect the models by variable name, ``"*"`` for the others."""
+    chosen: dict[str, list[str]] = {}
+    for text in texts:
+        name, separator, model = text.rpartition("=")
+        if (separator and not name) or not model:
+            raise _malformed("--model", text, "ID or VARIABLE=ID")
+        chosen.setdefault(name or "*", []).append(model)
+    for name, models in chosen.items():
+        if len(models) > 1 and {"auto", "none"} & set(models):
+            raise _malformed("--model", ", ".join(models), f"'auto' or 'none' alone for {name!r}")
+    words: dict[str, Any] = {"auto": "auto", "none": None}
+    found = {name: words.get(models[0], models) for name, models in chosen.items()}
+    return {"*": "auto", **found}
+
+
 def _malformed(option: str, found: str, expected: str) -> InvalidConfigError:
     return InvalidConfigError.at(option, found=repr(found), expected=expected)
 
@@ -364,6 +393,8 @@ def _run_convert(options: argparse.Namespace) -> int:
             shards=shards,
             zarr_format=options.zarr_format,
             effort=options.effort,
+            model=_models(options.model),
+            embed_models=not options.no_embedded_models,
             overwrite=options.overwrite,
             progress=progress,
         )
@@ -755,6 +786,9 @@ def _details(variable: VariableReport) -> Iterator[str]:
         yield "  other codecs stand around this one: the chunks cannot be described"
     if variable.predictors:
         yield f"  predictor: {_counts(variable.predictors)}"
+    for model in variable.models:
+        data = f", {_size(model.embedded_bytes)} in the metadata" if model.embedded_bytes else ""
+        yield f"  model: {model.id or 'one that the store does not name'} in {model.chunks}, digest {model.digest}{data}"
     for name, values in variable.parameters.items():
         yield f"  {name}: {_counts(values)}"
     total = sum(variable.sections.values())

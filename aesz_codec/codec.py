@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from dataclasses import InitVar, dataclass
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 from numcodecs.abc import Codec
 
-from . import pipeline
+from . import pipeline, zoo
 from .bounds import ErrorBound
-from .errors import InvalidConfigError, ModelNotFoundError, UnsupportedDtypeError
+from .errors import InvalidConfigError, UnsupportedDtypeError
+from .models import ModelChoice, ModelReference, references
+from .packs import Pack
 
 __all__ = ["AESZ", "CodecConfig"]
 
@@ -32,25 +34,34 @@ class CodecConfig:
         Bytes against time; every decoder reads the result of each. ``fast``: static tables, about half of SZ3's speed.
         ``default``: adaptive models, and local least squares where they save much. ``max``: the smallest of all
         predictors with mixed contexts, many times slower in both directions.
-    model : str or None
-        Id of a trained model; None uses none.
+    model : str, path, Pack, a sequence of these, or None
+        Models that the encoder may use, each chunk at most one and only where it saves bytes: an id, a digest, the file of a
+        pack, ``"auto"`` (all installed ones that are for any variable), or None for none.  Becomes a tuple of
+        `ModelReference`.  ``fast`` uses none.
+    embed_models : bool
+        A pack that does not come with this package is put into the configuration (up to 512 kB), so that who reads the data
+        needs nothing else.  False refuses that: only id and digest are written, and the pack must be installed.
 
     Raises
     ------
     InvalidBoundError
         If the bound is not a finite number > 0, or not one that the mode can have.
     InvalidConfigError
-        If the mode or the effort does not exist.
+        If the mode or the effort does not exist, or with ``embed_models=False`` a model is not installed.
     ModelNotFoundError
-        If a model is named that is not installed.
+        If a model is given by an id or digest that is not installed.  One that a configuration names is looked for at first
+        use: an array that needs a missing model opens, and raises when it is read.
+    ModelKindError, PackError
+        If a model is of a kind that no predictor takes, no pack, or too large to be embedded.
     """
 
     error_bound: float | None = None
     mode: str = "abs"
     effort: str = "default"
-    model: str | None = None
+    model: ModelChoice = None
+    embed_models: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, embed_models: bool) -> None:
         bound = ErrorBound(self.mode, self.error_bound)
         object.__setattr__(self, "mode", bound.mode)
         object.__setattr__(self, "error_bound", bound.value)
@@ -62,18 +73,39 @@ class CodecConfig:
                 remedy="leave it out for 'default'",
             )
         object.__setattr__(self, "effort", str(self.effort))
-        if self.model is not None:
-            raise ModelNotFoundError.at(
-                "model",
-                found=repr(self.model),
-                expected="the id of an installed model (looked in: model_zoo, empty in this version)",
-                remedy="leave it out, or install a version of aesz-codec that brings the model",
-            )
+        object.__setattr__(self, "model", references(self.model, embed=embed_models))
 
     @property
     def bound(self) -> ErrorBound:
         """Mode and value as one object."""
         return ErrorBound(self.mode, self.error_bound)
+
+    @property
+    def models(self) -> tuple[ModelReference, ...]:
+        """The models, as the configuration has them."""
+        return cast("tuple[ModelReference, ...]", self.model)
+
+    def packs(self) -> tuple[Pack, ...]:
+        """Return the packs of the models.
+
+        Raises
+        ------
+        ModelNotFoundError, PackError
+            If one is nowhere, or what is in the configuration is not it.
+        """
+        return tuple(reference.pack() for reference in self.models)
+
+    def find_model(self, digest: str) -> Pack:
+        """Return the pack of this digest: one of `models`, else one of the zoo; for `pipeline.decode`.
+
+        Raises
+        ------
+        ModelNotFoundError, PackError
+        """
+        for reference in self.models:
+            if reference.digest == digest:
+                return reference.pack()
+        return zoo.get(digest)
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as JSON values, without the codec's name."""
@@ -82,12 +114,16 @@ class CodecConfig:
             "mode": self.mode,
             "effort": self.effort,
         }
-        return config if self.model is None else {**config, "model": self.model}
+        models = [reference.to_json() for reference in self.models]
+        return {**config, "models": models} if models else config
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
-        """Build from what `to_json` returned; unknown keys are refused, missing ones take their defaults."""
-        known = ("error_bound", "mode", "effort", "model")
+        """Build from what `to_json` returned; unknown keys are refused, missing ones take their defaults.
+
+        Instead of ``models``, the arguments ``model`` and ``embed_models`` may be there.
+        """
+        known = ("error_bound", "mode", "effort", "models", "model", "embed_models")
         unknown = [key for key in config if key not in known]
         if unknown:
             raise InvalidConfigError.at(
@@ -96,13 +132,26 @@ class CodecConfig:
                 expected=f"only {', '.join(known)}",
                 remedy="remove it, or install the version of aesz-codec that wrote it",
             )
-        return cls(**config)
+        if "models" not in config:
+            return cls(**config)
+        models = config["models"]
+        if not isinstance(models, list | tuple) or "model" in config:
+            raise InvalidConfigError.at(
+                "models",
+                found="'model' beside it" if "model" in config else type(models).__name__,
+                expected="a list of objects with id, digest and perhaps data, and no 'model'",
+            )
+        rest = {key: value for key, value in config.items() if key != "models"}
+        return cls(**rest, model=[ModelReference.from_json(entry) for entry in models])
 
     def __repr__(self) -> str:
         parts = [] if self.error_bound is None else [f"error_bound={self.error_bound!r}"]
         parts.append(f"mode={self.mode!r}")
         if self.effort != "default":
             parts.append(f"effort={self.effort!r}")
+        ids = [reference.id for reference in self.models]
+        if ids:
+            parts.append(f"model={(ids[0] if len(ids) == 1 else ids)!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
@@ -157,7 +206,10 @@ class AESZ(CodecConfig, Codec):  # type: ignore[misc]  # numcodecs has no types
                 expected="an array with a dtype and a shape",
                 remedy="put this codec first: no filter that returns bytes may come before it",
             )
-        return pipeline.encode(np.asarray(buf), self.bound, effort=self.effort, keep_layout=True)
+        models = self.packs()
+        return pipeline.encode(
+            np.asarray(buf), self.bound, effort=self.effort, keep_layout=True, models=models
+        )
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """Restore an array from a stream of any configuration.
@@ -180,10 +232,12 @@ class AESZ(CodecConfig, Codec):  # type: ignore[misc]  # numcodecs has no types
         ------
         CorruptStreamError, TruncatedStreamError, UnsupportedFormatError
             If `buf` is not a whole stream of a format that this version knows.
+        ModelNotFoundError
+            If it names a model that is neither in the configuration nor installed.
         InvalidConfigError
             If `out` cannot take the values.
         """
-        array = pipeline.decode(as_stream(buf), restore_layout=True)
+        array = pipeline.decode(as_stream(buf), restore_layout=True, find_model=self.find_model)
         if out is None:
             return array
         _copy_into(array, out)

@@ -46,6 +46,7 @@ from ._store import (
 from .bounds import ErrorBound, ErrorSummary, error_summary
 from .encoding import BoundLike, default_chunks, encoding_for
 from .errors import AESZError, ConversionError, ErrorBoundViolation, InvalidBoundError, InvalidConfigError
+from .models import ModelChoice
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -247,6 +248,8 @@ def convert(
     shards: Mapping[str, int] | None = None,
     zarr_format: int = 3,
     effort: str = "default",
+    model: ModelChoice | Mapping[str, ModelChoice] = "auto",
+    embed_models: bool = True,
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> ConversionSummary:
@@ -270,6 +273,8 @@ def convert(
         one is read, or several where they are small.
     zarr_format : {3, 2}
     effort : {"fast", "default", "max"}
+    model, embed_models
+        As for `encoding_for`; in a mapping, ``"*"`` stands for the variables without an entry of their own.
     overwrite : bool
         Replace an existing store, once the new one is complete.
     progress : callable, optional
@@ -303,6 +308,8 @@ def convert(
             shards=shards,
             zarr_format=zarr_format,
             effort=effort,
+            model=model,
+            embed_models=embed_models,
             progress=progress,
         )
         partial = _claim(target, overwrite)
@@ -389,9 +396,11 @@ def plan_conversion(
     shards: Mapping[str, int] | None = None,
     zarr_format: int = 3,
     effort: str = "default",
+    model: ModelChoice | Mapping[str, ModelChoice] = "auto",
+    embed_models: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> ConversionPlan:
-    """Decide chunks, stored dtypes and bounds; reads the data only where a ``range_rel`` needs its range.
+    """Decide chunks, stored dtypes, bounds and models; reads the data only where a ``range_rel`` or a model needs it.
 
     Parameters
     ----------
@@ -402,7 +411,7 @@ def plan_conversion(
     packed : xarray.Dataset, optional
         The same source without decoding. From it comes what is copied, exactly as it is; integers with
         ``scale_factor`` that get no bound, or ``lossless``, are copied too.
-    chunks, shards, zarr_format, effort, progress
+    chunks, shards, zarr_format, effort, model, embed_models, progress
         As for `convert`.
 
     Raises
@@ -410,7 +419,7 @@ def plan_conversion(
     InvalidConfigError, InvalidBoundError, UnsupportedDtypeError
         As `encoding_for` does.
     """
-    eligible = [str(name) for name in encoding_for(dataset, mode="lossless")]
+    eligible = [str(name) for name in encoding_for(dataset, mode="lossless", model=None)]
     requested = {name: bounds[ALL] for name in eligible if ALL in bounds}
     requested |= {name: bound for name, bound in bounds.items() if name != ALL}
     for name in (*eligible, *requested):
@@ -428,7 +437,19 @@ def plan_conversion(
     _report_ranges(progress, dataset, ranged, done=False)
     layout: dict[str, Any] = {"chunks": chunks or None, "shards": shards or None}
     by_name: Any = dict(requested)  # its keys are str, not Hashable
-    encoding: Any = encoding_for(dataset, by_name, zarr_format=zarr_format, effort=effort, **layout)
+    chosen: Any = model
+    if isinstance(model, Mapping):
+        chosen = dict.fromkeys(requested, model[ALL]) if ALL in model else {}
+        chosen |= {name: choice for name, choice in model.items() if name != ALL}
+    encoding: Any = encoding_for(
+        dataset,
+        by_name,
+        zarr_format=zarr_format,
+        effort=effort,
+        model=chosen,
+        embed_models=embed_models,
+        **layout,
+    )
     _report_ranges(progress, dataset, ranged, done=True)
     # What was left out of the bounds gets lossless from `encoding_for`; here it is copied instead.
     plans = [_variable_plan(dataset, name, bound, encoding[name]) for name, bound in requested.items()]

@@ -2,7 +2,7 @@
 
 A codec sees one chunk of stored values and nothing else.  What needs the whole variable is settled here,
 before anything is written: the range that ``range_rel`` refers to, the dtype of packed sources, fill values,
-chunks.
+chunks, and which models are worth a trial.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from . import pipeline, zoo
 from .bounds import ErrorBound, check_dtype, finite_range
 from .codec import AESZ, CodecConfig
-from .errors import AESZError, InvalidConfigError, UnsupportedDtypeError
+from .errors import AESZError, InvalidConfigError, PackSizeError, UnsupportedDtypeError
+from .models import ModelChoice, ModelReference, references, usable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,6 +32,11 @@ _READ_BYTES = 64 << 20
 _MAX_STEPS = 128
 _FLOAT32_ROUNDING = 2.0**-24  # largest relative error of a cast to float32
 _FLOAT32_SHARE = 1 / 16  # the part of a tolerance that this cast may use up
+_AUTO = "auto"
+_MOST_TRIED = 4  # models of a variable
+_SAMPLE_CHUNKS = 3
+_SAMPLE_VALUES = 1 << 19  # of each, at most
+_LEAST_SAVED = 0.005  # of the bytes of the samples
 
 
 def encoding_for(
@@ -41,15 +48,17 @@ def encoding_for(
     effort: str = "default",
     chunks: Mapping[Hashable, int] | Sequence[int] | None = None,
     shards: Mapping[Hashable, int] | Sequence[int] | None = None,
-    model: str | None = None,
+    model: ModelChoice | Mapping[Hashable, ModelChoice] = _AUTO,
+    embed_models: bool = True,
 ) -> dict[Hashable, dict[str, Any]]:
     """Write the encoding that compresses the float variables of a dataset within their bounds.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        In memory, lazily opened or Dask-backed.  Values are read for ``range_rel`` only, block by block;
-        those of all Dask-backed variables in one ``dask.compute``.
+        In memory, lazily opened or Dask-backed.  Values are read for ``range_rel``, block by block; those of all
+        Dask-backed variables in one ``dask.compute``.  A few chunks are read of variables that ``model="auto"`` finds a
+        model for.
     error_bound : number, mapping, (mode, number), ErrorBound or "lossless"
         One bound for every float variable, or a bound by variable name.  A bare number has the mode `mode`.
         Float variables that a mapping leaves out are stored losslessly.  None goes with mode ``lossless``.
@@ -57,7 +66,14 @@ def encoding_for(
         See `aesz_codec.bounds`.
     zarr_format : {3, 2}
         Must be what ``to_zarr`` is given, or its default.
-    effort, model
+    effort
+        As for `AESZ`.
+    model : "auto", None, id, path, Pack, a list of these, or a mapping of variable name to these
+        ``"auto"``: of the installed models that are for the variable (`aesz_codec.zoo.find`: standard name, short name,
+        units, level, grid), those that save at least 0.5 % on a few of its chunks, and more than what they take
+        in the metadata; where none is installed nothing is tried or read.  A model that is named is taken as it is.  A
+        mapping means no model for variables that it leaves out.
+    embed_models : bool
         As for `AESZ`.
     chunks : mapping of dimension to int, or sequence of int, optional
         A mapping (-1: the whole dimension) is cut to the size of the dimension, and what it leaves out is the
@@ -79,6 +95,8 @@ def encoding_for(
     ------
     InvalidConfigError
         If a variable, dimension, mode, effort or format does not exist, or chunks and shards do not fit.
+    ModelNotFoundError, ModelKindError, PackError
+        If a model is named that is not installed, or that cannot be used or embedded.
     InvalidBoundError
         If a bound is not a finite number > 0.
     UnsupportedDtypeError
@@ -126,14 +144,19 @@ def encoding_for(
         )
     for field, sizes in (("chunks", chunks), ("shards", shards)):
         _check_sizes(field, sizes, ds)
-    CodecConfig(mode="lossless", effort=effort, model=model)
+    CodecConfig(mode="lossless", effort=effort)
+    models = _models_by_name(ds, model, embed_models)
 
     encoding: dict[Hashable, dict[str, Any]] = {}
     for name, bound in _resolved(ds, _bounds_by_name(ds, error_bound, mode)).items():
         variable = ds.variables[name]
         dtype, bound = _stored_as(variable, bound)
         check_dtype(dtype, bound)
-        config = CodecConfig(bound.value, bound.mode, effort, model).to_json()
+        sizes = _chunk_sizes(name, variable, chunks, dtype.itemsize) if variable.ndim else ()
+        chosen = models.get(name, ())
+        if chosen is None:
+            chosen = _worth_it(ds, name, sizes, dtype, bound, effort, embed_models)
+        config = CodecConfig(bound.value, bound.mode, effort, chosen).to_json()
         entry: dict[str, Any] = {"dtype": dtype.name}
         if zarr_format == 3:
             entry["serializer"] = {"name": AESZ.codec_id, "configuration": config}
@@ -144,7 +167,7 @@ def encoding_for(
         if "_FillValue" not in variable.attrs:
             entry["_FillValue"] = math.nan
         if variable.ndim:
-            entry["chunks"] = _chunk_sizes(name, variable, chunks, dtype.itemsize)
+            entry["chunks"] = sizes
             if shards is not None:
                 entry["shards"] = _shard_sizes(name, variable, shards, entry["chunks"])
         encoding[name] = entry
@@ -334,6 +357,119 @@ def _largest_packed(variable: xr.Variable) -> float:
     highest = 2 * limits.max + 1 if "_Unsigned" in packing else limits.max
     largest = max(abs(float(scale.item()) * i + float(offset.item())) for i in (limits.min, highest))
     return largest if largest < float(np.finfo(np.float32).max) else math.inf
+
+
+def _models_by_name(
+    ds: xr.Dataset, model: Any, embed: bool
+) -> dict[Hashable, tuple[ModelReference, ...] | None]:
+    """Give each variable the models that were asked for; None where they are to be found."""
+    given = model if isinstance(model, Mapping) else dict.fromkeys(ds.data_vars, model)
+    known: dict[Any, tuple[ModelReference, ...] | None] = {}
+    chosen: dict[Hashable, tuple[ModelReference, ...] | None] = {}
+    for name, choice in given.items():
+        if name not in ds.data_vars:
+            raise InvalidConfigError.at(
+                "model",
+                found=f"a model for {name!r}, which is no data variable of the dataset",
+                expected=f"one of {', '.join(map(repr, ds.data_vars)) or 'none: there are none'}",
+                remedy="check the spelling",
+            )
+        automatic = isinstance(choice, str) and choice == _AUTO
+        if id(choice) not in known:
+            known[id(choice)] = None if automatic else references(choice, embed=embed)
+        chosen[name] = known[id(choice)]
+    return chosen
+
+
+def _worth_it(
+    ds: xr.Dataset,
+    name: Hashable,
+    chunks: tuple[int, ...],
+    dtype: np.dtype[Any],
+    bound: ErrorBound,
+    effort: str,
+    embed: bool,
+) -> tuple[ModelReference, ...]:
+    """Return the installed models for a variable that pay on a sample of its chunks."""
+    variable = ds.variables[name]
+    if effort == "fast" or dtype.itemsize == 2 or not variable.size or variable.ndim < 2:
+        return ()
+    found: dict[str, ModelReference] = {}
+    for entry in usable(_properties(ds, name), _grid(ds, name))[:_MOST_TRIED]:
+        try:
+            found[entry.digest] = ModelReference.of(entry.pack, embed=embed)
+        except PackSizeError:  # too large to travel along: to be asked for by name
+            continue
+    if not found:
+        return ()
+    packs = [reference.pack() for reference in found.values()]
+    plain = with_models = sampled = 0
+    used: dict[str, ModelReference] = {}
+    for region in _sample_regions(variable.shape, chunks):
+        with np.errstate(over="ignore"):
+            values = np.asarray(variable[region].values).astype(dtype)
+        plain += len(pipeline.encode(values, bound, effort=effort))
+        stream = pipeline.encode(values, bound, effort=effort, models=packs)
+        with_models += len(stream)
+        sampled += values.size
+        digest = pipeline.describe(stream).model
+        if digest is not None:
+            used[digest] = found[digest]
+    saved = plain - with_models
+    travelling = sum(len(reference.data or "") for reference in used.values())
+    if saved < _LEAST_SAVED * plain or saved * (variable.size / sampled) <= travelling:
+        return ()
+    return tuple(reference for digest, reference in found.items() if digest in used)
+
+
+def _sample_regions(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Yield parts of a few chunks, from the beginning, the middle and the end of an array."""
+    sizes = [min(chunk, n) for chunk, n in zip(chunks, shape, strict=True)]
+    while math.prod(sizes) > _SAMPLE_VALUES:
+        axis = next((axis for axis in range(len(sizes) - 2) if sizes[axis] > 1), None)
+        axis = int(np.argmax(sizes)) if axis is None else axis
+        sizes[axis] = -(-sizes[axis] // 2)
+    counts = [max(1, n // chunk) for n, chunk in zip(shape, chunks, strict=True)]  # of whole chunks
+    number = min(_SAMPLE_CHUNKS, math.prod(counts))
+    seen = set()
+    for i in range(number):
+        place = math.prod(counts) * (2 * i + 1) // (2 * number)
+        corner = tuple(int(k) for k in np.unravel_index(place, counts))
+        if corner not in seen:
+            seen.add(corner)
+            yield tuple(slice(k * c, k * c + n) for k, c, n in zip(corner, chunks, sizes, strict=True))
+
+
+def _properties(ds: xr.Dataset, name: Hashable) -> dict[str, Any]:
+    """Collect what a variable says of itself, with the level of a scalar coordinate."""
+    properties = {"name": str(name), **ds.variables[name].attrs}
+    if not properties.keys() & {"level", "GRIB_level"}:
+        for coordinate in ds[name].coords.values():
+            scale = {"hPa": 1.0, "millibars": 1.0, "mb": 1.0, "Pa": 0.01}.get(
+                str(coordinate.attrs.get("units"))
+            )
+            if coordinate.size == 1 and scale is not None and coordinate.dtype.kind in "iuf":
+                properties["level"] = float(coordinate.values.item()) * scale
+    return properties
+
+
+def _grid(ds: xr.Dataset, name: Hashable) -> str | None:
+    """Return the hash of the latitudes and longitudes of a variable, if it has them."""
+    axes: dict[str, Any] = {}
+    for key, coordinate in ds[name].coords.items():
+        for axis, names, units in (
+            ("lat", ("lat", "latitude"), "degrees_north"),
+            ("lon", ("lon", "longitude"), "degrees_east"),
+        ):
+            said = coordinate.attrs.get("standard_name", str(key).lower())
+            if coordinate.ndim and (said in names or coordinate.attrs.get("units") == units):
+                axes.setdefault(axis, coordinate)
+    if len(axes) < 2:
+        return None
+    try:
+        return zoo.grid_hash(axes["lat"].values, axes["lon"].values)
+    except (InvalidConfigError, TypeError, ValueError):  # coordinates with gaps, or that are no numbers
+        return None
 
 
 def _check_sizes(field: str, sizes: Any, ds: xr.Dataset) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "InvalidConfigError",
     "InvalidModelError",
     "ModelInputError",
+    "ModelKindError",
     "ModelNotFoundError",
     "PackConflictError",
     "PackDigestError",
@@ -84,6 +85,10 @@ class UnsupportedFormatError(AESZError):
 
 class ModelNotFoundError(AESZError):
     """A model that a config or a stream names is not installed here."""
+
+
+class ModelKindError(AESZError, ValueError):
+    """A pack that is there, but of a kind that this version, or the method of a stream, cannot use as a model."""
 
 
 class InvalidModelError(AESZError, ValueError):

@@ -17,7 +17,7 @@ from ._store import StoredArray, local_path, open_store
 from .bounds import ErrorBound
 from .errors import AESZError, ConversionError, CorruptStreamError, InvalidConfigError
 
-__all__ = ["ChunkReport", "StoreReport", "VariableReport", "inspect_chunk", "inspect_store"]
+__all__ = ["ChunkReport", "ModelReport", "StoreReport", "VariableReport", "inspect_chunk", "inspect_store"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class ChunkReport:
     parameters : dict
     sections : dict
         Section name to bytes.
+    model : str or None
+        Digest of the model that decodes it; `model_id` is its id, None if the store does not name it.
     """
 
     variable: str
@@ -57,6 +59,29 @@ class ChunkReport:
     predictor: str = ""
     parameters: Mapping[str, Any] | None = None
     sections: Mapping[str, int] | None = None
+    model: str | None = None
+    model_id: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """A model that a variable's configuration or one of its chunks names.
+
+    Attributes
+    ----------
+    id : str or None
+        None if only chunks name it.
+    digest : str
+    chunks : int
+        How many chunks use it.
+    embedded_bytes : int
+        What it takes in the metadata.
+    """
+
+    id: str | None
+    digest: str
+    chunks: int
+    embedded_bytes: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +112,7 @@ class VariableReport:
         Name of a parameter to the number of chunks by value, most frequent first.
     sections : dict
         Section of the streams to bytes, over all chunks.
+    models : tuple of ModelReport
     """
 
     name: str
@@ -106,6 +132,7 @@ class VariableReport:
     predictors: Mapping[str, int]
     parameters: Mapping[str, Mapping[str, int]]
     sections: Mapping[str, int]
+    models: tuple[ModelReport, ...] = ()
 
     @property
     def bound(self) -> ErrorBound:
@@ -224,6 +251,7 @@ def _describe_array(stored: StoredArray) -> VariableReport:
     parameters: dict[str, Counter[str]] = {}
     sections: Counter[str] = Counter()
     unreadable: dict[str, str] = {}
+    used: Counter[str] = Counter()
     empty = 0
     for index, data in () if stored.wrapped else stored.chunks():
         try:
@@ -240,6 +268,8 @@ def _describe_array(stored: StoredArray) -> VariableReport:
         for name, value in (chunk.parameters or {}).items():
             parameters.setdefault(name, Counter())[_as_text(value)] += 1
         sections.update(chunk.sections or {})
+        used.update([chunk.model] if chunk.model is not None else [])
+    named = {model.digest: model for model in stored.models}
     assert stored.bound is not None
     return VariableReport(
         name=stored.name,
@@ -259,6 +289,15 @@ def _describe_array(stored: StoredArray) -> VariableReport:
         predictors=dict(predictors.most_common()),
         parameters={name: dict(values.most_common()) for name, values in parameters.items()},
         sections=dict(sections),
+        models=tuple(
+            ModelReport(
+                id=named[digest].id if digest in named else None,
+                digest=digest,
+                chunks=used[digest],
+                embedded_bytes=len(named[digest].data or "") if digest in named else 0,
+            )
+            for digest in {**named, **used}
+        ),
     )
 
 
@@ -283,6 +322,8 @@ def _describe_chunk(stored: StoredArray, index: tuple[int, ...], data: bytes | N
         predictor=info.predictor,
         parameters=dict(info.parameters),
         sections=dict(info.sections),
+        model=info.model,
+        model_id=next((model.id for model in stored.models if model.digest == info.model), None),
     )
 
 

@@ -12,24 +12,36 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from . import _core, lattice
+from . import _core, lattice, zoo
 from .bounds import ErrorBound, check_dtype, violations
-from .errors import CorruptStreamError, ErrorBoundViolation
-from .predictors import PREDICTORS, Floats, Interpolation, Mask, Predictor, Quantizer, predictor_of
+from .errors import CorruptStreamError, ErrorBoundViolation, PackDigestError
+from .packs import Pack
+from .predictors import (
+    PREDICTORS,
+    Floats,
+    Interpolation,
+    Mask,
+    Predictor,
+    Quantizer,
+    learned_by,
+    predictor_of,
+)
 from .stream import BIG_ENDIAN, F_ORDERED, Method, Reader, Section, Stream, Transform, Writer, corrupt
 
-__all__ = ["EFFORTS", "StreamInfo", "decode", "describe", "encode"]
+__all__ = ["EFFORTS", "FindModel", "StreamInfo", "decode", "describe", "encode"]
 
 EFFORTS = ("fast", "default", "max")
 
 Array = npt.NDArray[Any]
+FindModel = Callable[[str], Pack]
+"""From a digest (64 hexadecimal digits) to the pack that has it."""
 
 _INTEGER_SLACK = 0.499  # an error below this vanishes when rounding to integers
 _LARGEST_INTEGER = 2**53  # integers up to here are exact as float64
@@ -39,6 +51,8 @@ _HOPELESS = 1.1  # times the bytes of the best on a sample
 _HOPELESS_PART = 1.2  # likewise, on the first part of a sample
 _HARDLY_ANYTHING = 0.05  # bits a value
 _VALUES_PER_BYTE = 1 << 20  # no code is cheaper: docs/format.md, section 15
+_DIGEST_BYTES = 32  # of the section "model"
+_MODEL_BYTES = _DIGEST_BYTES + 3  # with its place in the table
 _LOCAL_VALUES_PER_BYTE = 1 << 17  # nor are those of method 5, each of which is at least one decision
 
 
@@ -63,6 +77,8 @@ class StreamInfo:
         Bytes in the stream, those of the header and the checksums under ``header``.
     nbytes : int
         Bytes of the whole stream.
+    model : str or None
+        Digest of the pack that a decoder needs.
     """
 
     format_version: str
@@ -75,13 +91,19 @@ class StreamInfo:
     parameters: dict[str, Any]
     sections: dict[str, int]
     nbytes: int
+    model: str | None = None
 
 
 # ---- encoding --------------------------------------------------------------------------------------------------
 
 
 def encode(
-    array: npt.ArrayLike, bound: ErrorBound, *, effort: str = "default", keep_layout: bool = False
+    array: npt.ArrayLike,
+    bound: ErrorBound,
+    *,
+    effort: str = "default",
+    keep_layout: bool = False,
+    models: Sequence[Pack] = (),
 ) -> bytes:
     """Compress an array into one stream.
 
@@ -95,6 +117,9 @@ def encode(
         How long to search for the smallest stream.
     keep_layout : bool
         Remember byte order and Fortran order for `decode`.
+    models : sequence of Pack
+        At most one of them is used, and only where it saves bytes; then the stream names its digest, and `decode` needs it.
+        ``effort="fast"`` uses none.
 
     Returns
     -------
@@ -105,11 +130,15 @@ def encode(
     ------
     UnsupportedDtypeError
         If the dtype cannot be coded, or not in this mode.
+    ModelKindError, InvalidModelError, UnsupportedModelError
+        If a pack is of a kind that no predictor takes, or its networks are not sound.
     ErrorBoundViolation
         If even lossless coding did not return the input: a bug. Nothing is returned.
     """
     given = np.asarray(array)
     check_dtype(given.dtype, bound)
+    for model in models:
+        learned_by(model)
     original = np.require(given, given.dtype.newbyteorder("="), ["C", "ALIGNED"])  # copied only if it must be
     flags = 0
     if keep_layout:
@@ -131,7 +160,7 @@ def encode(
     if (bound.mode != "lossless" or original.dtype.kind == "f") and original.dtype != np.float16:
         lossy = _Lossy.prepare(region, bound, blank)
         if lossy is not None:
-            kept, stream = lossy.bound, lossy.coded(effort)
+            kept, stream = lossy.bound, lossy.coded(effort, models)
             del lossy  # its values need not be held while the stream is decoded
             coded = stream.to_bytes()
             if (
@@ -141,7 +170,7 @@ def encode(
                 exact_bytes = exact.to_bytes()
                 if len(exact_bytes) < len(coded):
                     stream, coded = exact, exact_bytes
-            return _verified(stream, original, kept, coded, lambda: _coded_exactly(region, blank))
+            return _verified(stream, original, kept, coded, lambda: _coded_exactly(region, blank), models)
     return _verified(_coded_exactly(region, blank), original, ErrorBound("lossless"))
 
 
@@ -151,10 +180,12 @@ def _verified(
     bound: ErrorBound,
     coded: bytes | None = None,
     fallback: Callable[[], Stream] | None = None,
+    models: Sequence[Pack] = (),
 ) -> bytes:
     """Decode what was coded and compare; mend, fall back, or raise."""
     coded = stream.to_bytes() if coded is None else coded
-    wrong = _wrong(coded, original, bound)
+    given = {model.digest: model for model in models}
+    wrong = _wrong(coded, original, bound, given)
     if wrong is not None and not wrong.size:
         return coded
     if fallback is not None:
@@ -163,7 +194,7 @@ def _verified(
             # e.g. a rounding of the transform that the tolerance did not foresee: store the few that it hit
             stream.sections[Section.CORRECTIONS] = _corrections(wrong, original)
             coded = stream.to_bytes()
-            wrong = _wrong(coded, original, bound) if len(coded) < len(exact) else None
+            wrong = _wrong(coded, original, bound, given) if len(coded) < len(exact) else None
             if wrong is not None and not wrong.size:
                 return coded
         wrong = _wrong(exact, original, ErrorBound("lossless"))
@@ -175,10 +206,12 @@ def _verified(
     )
 
 
-def _wrong(coded: bytes, original: Array, bound: ErrorBound) -> npt.NDArray[np.int64] | None:
+def _wrong(
+    coded: bytes, original: Array, bound: ErrorBound, models: Mapping[str, Pack] | None = None
+) -> npt.NDArray[np.int64] | None:
     """Decode a stream; return the positions of values outside the bound, None if it cannot be decoded."""
     try:
-        decoded = decode(coded)
+        decoded = decode(coded, find_model=(models or {}).__getitem__)
     except CorruptStreamError:
         return None
     if bound.mode == "abs" and original.dtype in (np.float32, np.float64):  # the quick way to say "none"
@@ -309,12 +342,14 @@ class _Lossy:
         )
         return cls(stream, bound, values, mask, Quantizer(tolerance, step, offset))
 
-    def coded(self, effort: str) -> Stream:
+    def coded(self, effort: str, models: Sequence[Pack]) -> Stream:
         """Choose the predictor by bytes and code the region with it."""
-        predictor, codes, outliers = _smallest(self.values, self.mask, self.quantizer, effort)
+        predictor, codes, outliers = _smallest(self.values, self.mask, self.quantizer, effort, models)
         self.stream.method = predictor.method
         self.stream.sections[Section.PLAN] = predictor.pack(self.quantizer.step, self.quantizer.offset)
         self.stream.sections[Section.CODES] = codes
+        if predictor.model is not None:
+            self.stream.sections[Section.MODEL] = bytes.fromhex(predictor.model.digest)
         if outliers:
             self.stream.sections[Section.OUTLIERS] = _little_endian(
                 np.frombuffer(outliers, self.values.dtype)
@@ -393,7 +428,7 @@ def _bytes(coded: list[tuple[bytes, bytes]]) -> int:
 
 
 def _smallest(
-    values: Floats, mask: Mask, quantizer: Quantizer, effort: str
+    values: Floats, mask: Mask, quantizer: Quantizer, effort: str, models: Sequence[Pack] = ()
 ) -> tuple[Predictor, bytes, bytes]:
     """Return the candidate that codes the values in the fewest bytes, and what it coded.
 
@@ -418,13 +453,15 @@ def _smallest(
             ):  # the other samples will not mend it
                 return
         size = _bytes(coded)
-        trial = _Trial(size * candidate.handicap(effort, 8 * size / count), candidate, coded)
+        named = 0.0 if candidate.model is None else _MODEL_BYTES * count / values.size  # the sample's share
+        trial = _Trial(size * candidate.handicap(effort, 8 * size / count) + named, candidate, coded)
         if candidate.method not in best or trial.size < best[candidate.method].size:
             best[candidate.method] = trial
 
     for kind in PREDICTORS.values():
         rate = 8 * min((trial.size for trial in best.values()), default=0.0) / count
-        for candidate in kind.candidates(values.shape, effort, rate):
+        usable = [model for model in models if model.kind == kind.kind]
+        for candidate in kind.candidates(values.shape, effort, rate, usable):
             attempt(candidate)
     for leader in list(best.values()):
         for candidate in leader.candidate.refinements(effort):
@@ -445,7 +482,9 @@ def _smallest(
     if not coded:
         final = Interpolation().final(effort)
         coded.append((final, *final.encode(values, mask, quantizer)))
-    return min(coded, key=lambda entry: len(entry[1]) + len(entry[2]))
+    return min(
+        coded, key=lambda entry: len(entry[1]) + len(entry[2]) + _MODEL_BYTES * (entry[0].model is not None)
+    )
 
 
 def _cut(
@@ -529,6 +568,7 @@ def decode(
     *,
     restore_layout: bool = False,
     expected: tuple[tuple[int, ...], np.dtype[Any]] | None = None,
+    find_model: FindModel = zoo.get,
 ) -> Array:
     """Restore the array of a stream.
 
@@ -539,6 +579,9 @@ def decode(
         Return the memory order and byte order that the input of `encode` had, if the stream remembers them.
     expected : (shape, dtype), optional
         What the array must be; another is refused before anything is allocated.
+    find_model : callable
+        Called with the digest of the pack that the stream names, if it names one; `aesz_codec.zoo.get` looks where
+        ``docs/packs.md``, section 7, says.
 
     Returns
     -------
@@ -548,6 +591,10 @@ def decode(
     Raises
     ------
     TruncatedStreamError, CorruptStreamError, UnsupportedFormatError
+    ModelNotFoundError
+        If the stream names a pack that is not found; digest, the places searched and how to add it are in the message.
+    PackDigestError, ModelKindError, InvalidModelError, UnsupportedModelError
+        If what was found is another pack, not one for the method of the stream, or not sound.
     """
     parsed = Stream.from_bytes(stream)
     if expected is not None and expected != (parsed.shape, parsed.dtype):
@@ -558,7 +605,7 @@ def decode(
             remedy="the chunk is not of this array: restore it from its source",
         )
     try:
-        array = _decoded(parsed)
+        array = _decoded(parsed, find_model)
     except _core.CorruptDataError as error:
         raise corrupt("codes", str(error), "what an encoder writes") from None
     if restore_layout and parsed.flags & BIG_ENDIAN:
@@ -568,7 +615,7 @@ def decode(
     return array
 
 
-def _decoded(stream: Stream) -> Array:
+def _decoded(stream: Stream, find_model: FindModel) -> Array:
     shape, fill = stream.shape, None
     if Section.CROP in stream.sections:
         reader = Reader(stream.sections[Section.CROP], "crop")
@@ -590,7 +637,7 @@ def _decoded(stream: Stream) -> Array:
     most = _LOCAL_VALUES_PER_BYTE if stream.method is Method.LOCAL else _VALUES_PER_BYTE
     if size > most * (len(codes) + len(stream.sections.get(Section.LABELS, b"")) + 1):
         raise corrupt("codes", f"{len(codes)} bytes", f"more for {size} values")
-    region = _decoded_region(stream, shape, codes)
+    region = _decoded_region(stream, shape, codes, find_model)
     if fill is None:
         array = region
     else:
@@ -601,7 +648,7 @@ def _decoded(stream: Stream) -> Array:
     return array
 
 
-def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes) -> Array:
+def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes, find_model: FindModel) -> Array:
     folded = _folded(shape)
     plan = Reader(stream.sections.get(Section.PLAN, b""), "plan")
     if stream.method is Method.BYTES:
@@ -623,13 +670,16 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes) -> Arr
         raise corrupt("transform", "none", f"one for {stream.dtype}")
     predictor, step, offset = predictor_of(stream.method).unpack(plan)
     if (1, stream.minor) > stream.version:
-        raise corrupt("plan", f"coder {stream.coder}", "format 1.1 or later")
+        found = "a model" if stream.uses_model else f"coder {stream.coder}"
+        raise corrupt("plan", found, f"format 1.{stream.minor} or later")
     if not (math.isfinite(step) and step > 0 and math.isfinite(offset)):
         raise corrupt("plan", f"step {step}, offset {offset}", "finite numbers, the step above 0")
     if predictor.describe().get("frame_axes", 0) >= len(folded):
         raise corrupt("plan", "as many frame axes as there are axes", f"fewer than {len(folded)}")
     if stream.method is Method.LOCAL and len(folded) < 2:
         raise corrupt("shape", f"one axis longer than 1 in {shape}", "at least two for method 'local'")
+    if stream.uses_model:
+        predictor = replace(cast(Any, predictor), model=_model(stream, find_model))
     labels, specials = _labels(stream, folded)
     mask = None if labels is None else (labels != 0).view(np.uint8)
     on_lattice = _lattice(stream, folded)
@@ -646,6 +696,27 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes) -> Arr
         for i, special in enumerate(specials, start=1):
             region[labels == i] = special
     return region.reshape(shape)
+
+
+def _digest(stream: Stream) -> str:
+    section = stream.sections.get(Section.MODEL, b"")
+    if len(section) != _DIGEST_BYTES:
+        raise corrupt("model", f"{len(section)} bytes", f"a digest of {_DIGEST_BYTES}")
+    return section.hex()
+
+
+def _model(stream: Stream, find_model: FindModel) -> Pack:
+    digest = _digest(stream)
+    pack = find_model(digest)
+    if pack.digest != digest:
+        raise PackDigestError.at(
+            f"model {pack.id!r}",
+            found=f"digest {pack.digest}",
+            expected=f"{digest}, as the stream says",
+            remedy="give the pack that the stream was written with",
+        )
+    learned_by(pack, stream.method)
+    return pack
 
 
 def _lattice(stream: Stream, folded: tuple[int, ...]) -> lattice.Lattice | None:
@@ -748,6 +819,7 @@ def describe(stream: bytes | memoryview) -> StreamInfo:
             **{tag.name.lower(): n for tag, n in sorted(parsed.stored.items())},
         },
         nbytes=memoryview(stream).nbytes,
+        model=_digest(parsed) if parsed.uses_model else None,
     )
 
 

@@ -16,7 +16,7 @@ from .errors import CorruptStreamError, TruncatedStreamError, UnsupportedFormatE
 __all__ = ["FORMAT_VERSION", "Coder", "Method", "Reader", "Section", "Stream", "Transform", "Writer"]
 
 MAGIC = b"AESZ"
-FORMAT_VERSION = (1, 1)  # the newest that is read; a stream is marked with the least that has what it uses
+FORMAT_VERSION = (1, 2)  # the newest that is read; a stream is marked with the least that has what it uses
 MODES = ("lossless", "abs", "range_rel", "pw_rel")  # by their number in the format
 DTYPES = tuple(
     np.dtype(name)
@@ -69,9 +69,10 @@ class Section(IntEnum):
     OUTLIERS = 6
     CORRECTIONS = 7
     LATTICE = 8
+    MODEL = 9
 
 
-_COUNTS = {0: (5, 3, 7), 1: (6, 4, 8)}  # methods, transforms and section tags by minor version
+_COUNTS = {0: (5, 3, 7), 1: (6, 4, 8), 2: (6, 4, 9)}  # methods, transforms and section tags by minor version
 
 
 class Writer:
@@ -210,11 +211,19 @@ class Stream:
         """How the codes are written, by the plan; see `Coder`."""
         at, shift = {Method.INTERPOLATION: (17, 2), Method.CAUSAL: (16, 0)}.get(self.method, (0, 8))
         plan = self.sections.get(Section.PLAN, b"")
-        return plan[at] >> shift if len(plan) > at else 0
+        return plan[at] >> shift & 3 if len(plan) > at else 0
+
+    @property
+    def uses_model(self) -> bool:
+        """Whether the values are predicted by a model, by the plan; the section ``model`` names its pack."""
+        plan = self.sections.get(Section.PLAN, b"")
+        return self.method is Method.INTERPOLATION and len(plan) > 17 and bool(plan[17] & 16)
 
     @property
     def minor(self) -> int:
         """The least minor version that has what the stream uses."""
+        if self.uses_model:
+            return 2
         newer = (
             self.transform is Transform.LATTICE
             or self.method is Method.LOCAL

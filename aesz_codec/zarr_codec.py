@@ -87,12 +87,13 @@ class AESZCodec(CodecConfig, ArrayBytesCodec):
             bound.mode == "range_rel"
         ):  # fill values are no data: they pad edge chunks and mark what is missing
             bound = bound.resolve(*(finite_range(array, ignore=(chunk_spec.fill_value,)) or (0.0, 0.0)))
-        stream = pipeline.encode(array, bound, effort=self.effort)
+        stream = pipeline.encode(array, bound, effort=self.effort, models=self.packs())
         return chunk_spec.prototype.buffer.from_bytes(stream)
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         dtype = chunk_spec.dtype.to_native_dtype().newbyteorder("=")
-        array = pipeline.decode(as_stream(chunk_bytes), expected=(tuple(chunk_spec.shape), dtype))
+        expected = (tuple(chunk_spec.shape), dtype)
+        array = pipeline.decode(as_stream(chunk_bytes), expected=expected, find_model=self.find_model)
         return chunk_spec.prototype.nd_buffer.from_numpy_array(array)
 
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer | None:

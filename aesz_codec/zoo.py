@@ -52,6 +52,7 @@ __all__ = [
     "find",
     "get",
     "grid_hash",
+    "home",
     "known_answer",
     "list",
     "verify",
@@ -304,10 +305,16 @@ def verify(models: Sequence[str] | None = None) -> builtins.list[Check]:
 
 
 def known_answer(pack: Pack) -> None:
-    """Compute with the pack and compare with the answer that it declares; a pack that declares none passes.
+    """Load the networks of a pack, which compares them with the answers that they declare; other packs pass.
 
-    The place where integer networks are to be checked; there are none in this version.
+    Raises
+    ------
+    InvalidModelError, UnsupportedModelError
     """
+    from .predictors import LEARNED  # above this module
+
+    if pack.kind in LEARNED:
+        LEARNED[pack.kind].prepare(pack)
 
 
 def _source_of(name: str) -> _Source | None:
@@ -366,6 +373,18 @@ def embedded(pack: Pack) -> str:
     if pack.nbytes > MAX_EMBEDDED:
         raise _too_large_to_embed(f"pack {pack.id!r} of {pack.nbytes} bytes", MAX_EMBEDDED)
     return base64.b64encode(pack.data).decode("ascii")
+
+
+def home(pack: Pack) -> str | None:
+    """Say who has a pack: ``"built-in"`` (all who have this package), ``"added"`` (the user's places), or None."""
+    for name, places in (("built-in", _installed()), ("added", _user_places())):
+        for source in _in_places(places, pack.id):
+            try:
+                if source.name == pack.id and source.entry().digest == pack.digest:
+                    return name
+            except PackError:
+                continue
+    return None
 
 
 def grid_hash(lat: npt.ArrayLike, lon: npt.ArrayLike) -> str:
@@ -543,7 +562,11 @@ def _sources(name: str | None = None) -> Iterator[_Source]:
         registered = [*_embedded.values()]
     for pack in registered:
         yield _Embedded(pack)
-    for place in _places():
+    yield from _in_places(_places(), name)
+
+
+def _in_places(places: builtins.list[str], name: str | None) -> Iterator[_Source]:
+    for place in places:
         if "://" in place:
             yield from _in_url(place, name)
         else:

@@ -1,6 +1,7 @@
-"""Hypothesis profiles: ``ci``, and ``nightly`` (``--hypothesis-profile=nightly``); the reference decoder."""
+"""Hypothesis profiles ``ci`` and ``nightly`` (``--hypothesis-profile=nightly``), the reference decoder, no models of your own."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,8 @@ from hypothesis import settings
 settings.register_profile("ci", max_examples=125, deadline=None, derandomize=True)
 settings.register_profile("nightly", max_examples=5000, deadline=None, print_blob=True)
 settings.load_profile("ci")
+
+os.environ["AESZ_ZOO"] = ""  # what `encoding_for` writes would depend on the packs in your own folder
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import math
 import struct
 import zlib
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from numcodecs.zstd import Zstd
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 CONSTANT, INTERPOLATION, CAUSAL, LOSSLESS, BYTES, LOCAL = range(6)
 NO_TRANSFORM, LOGARITHM, INTEGER, LATTICE = range(4)
-CROP, LABELS, SIGNS, PLAN, CODES, OUTLIERS, CORRECTIONS, LATTICE_SECTION = range(1, 9)
+CROP, LABELS, SIGNS, PLAN, CODES, OUTLIERS, CORRECTIONS, LATTICE_SECTION, MODEL = range(1, 10)
 MASK = 2**64 - 1
 OUTLIER = 2**31  # stands for the code of an outlier
 
@@ -76,15 +77,15 @@ class Bytes:
         require(self.at == len(self.data), "bytes left over")
 
 
-def decode(stream: bytes) -> np.ndarray:
-    """Decode one stream: C order, native byte order."""
+def decode(stream: bytes, find_model: Callable[[str], Any] | None = None) -> np.ndarray:
+    """Decode one stream: C order, native byte order.  `find_model` returns the pack of a digest, or raises."""
     head = Bytes(bytes(stream))
     require(head.take(4) == b"AESZ", "magic")
     major, minor, flags, dtype_code, mode, method, transform, ndim = head.take(8)
     require(major == 1, "major version")
     known = flags < 4 and dtype_code < 11 and mode < 4 and ndim <= 32
     require(known and method < (6 if minor else 5) and transform < (4 if minor else 3), "header")
-    last_tag = LATTICE_SECTION if minor else CORRECTIONS
+    last_tag = MODEL if minor > 1 else LATTICE_SECTION if minor else CORRECTIONS
     dtype = np.dtype(DTYPES[dtype_code]).newbyteorder("<")
     shape = tuple(head.varint() for _ in range(ndim))
     require(math.prod(n for n in shape if n) * dtype.itemsize < 2**63, "shape")
@@ -116,9 +117,22 @@ def decode(stream: bytes) -> np.ndarray:
     coder = {INTERPOLATION: (17, 2), CAUSAL: (16, 0)}.get(method)
     if coder and len(sections.get(PLAN, b"")) > coder[0]:
         require(minor > 0 or sections[PLAN][coder[0]] >> coder[1] < 2, "coder")
+    if method == INTERPOLATION and len(sections.get(PLAN, b"")) > 17 and sections[PLAN][17] & 16:
+        require(minor > 1 and len(sections.get(MODEL, b"")) == 32, "model")
+        sections[MODEL] = _model(sections[MODEL].hex(), find_model)
     with np.errstate(all="ignore"):
         array = _assemble(dtype, shape, method, transform, sections)
     return array.astype(dtype.newbyteorder("="))
+
+
+def _model(digest: str, find_model: Callable[[str], Any] | None) -> Any:
+    require(find_model is not None, "a model, and nothing to find it with")
+    try:
+        pack = find_model(digest)
+    except Exception as error:
+        raise RejectedStreamError(f"no model {digest}") from error
+    require(pack.digest == digest and pack.kind == "interpolation", "another model, or of another kind")
+    return pack
 
 
 # 3, 4, 5. Sections, crop, labels ---------------------------------------------------------------------------
@@ -190,7 +204,10 @@ def _region(
     outliers = sections.get(OUTLIERS, b"") if method != LOCAL else b""
     require(len(outliers) % kind.itemsize == 0, "outliers")
     loop = ClosedLoop(kind, shape, labels, codes, np.frombuffer(outliers, kind))
-    {INTERPOLATION: decode_interpolation, CAUSAL: decode_causal, LOCAL: decode_local}[method](loop, plan)
+    if method == INTERPOLATION:
+        decode_interpolation(loop, plan, sections.get(MODEL) if len(plan) > 17 and plan[17] & 16 else None)
+    else:
+        {CAUSAL: decode_causal, LOCAL: decode_local}[method](loop, plan)
     loop.finish()
     require(loop.outliers_used == loop.outliers.size, "outliers left over")
     result = loop.values
@@ -801,12 +818,15 @@ class ClosedLoop:
 # 10. Interpolation -----------------------------------------------------------------------------------------
 
 
-def decode_interpolation(loop: ClosedLoop, plan: bytes) -> None:
+def decode_interpolation(loop: ClosedLoop, plan: bytes, model: Any = None) -> None:
     require(len(plan) == 20, "plan")
     step, offset, batch, flags, alpha16, beta16 = struct.unpack("<ddBBBB", plan)
     require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
-    require(batch < len(loop.shape) and flags < 16 and alpha16 >= 16 and beta16 >= 16, "plan")
-    loop.choose(flags >> 2)
+    require(batch < len(loop.shape) and flags < 32 and alpha16 >= 16 and beta16 >= 16, "plan")
+    require(flags & 18 != 18, "a model, and the other order")
+    if model is not None:
+        raise NotImplementedError("learned interpolation")
+    loop.choose(flags >> 2 & 3)
     axes = loop.shape[batch:]
     size, n_axes = math.prod(axes), len(axes)
     alpha, beta = alpha16 / 16, beta16 / 16

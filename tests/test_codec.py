@@ -113,7 +113,7 @@ def test_unknown_keys_are_named_with_the_known_ones():
 
 
 def test_missing_model_is_named():
-    with pytest.raises(errors.ModelNotFoundError, match=r"'era5-t2m'.*looked in.*model_zoo"):
+    with pytest.raises(errors.ModelNotFoundError, match=r"'era5-t2m'.*in these places: .*model_zoo"):
         AESZ(0.1, model="era5-t2m")
 
 

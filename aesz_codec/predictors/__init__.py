@@ -2,23 +2,39 @@
 
 A predictor is a frozen dataclass of the choices that its stream carries.  It encodes and decodes whole arrays of at most
 four axes through the native core, and proposes the candidates among which the encoder chooses by coded bytes.
+
+A learned one names the kind of pack that it takes; `learned_by` finds it by the pack, and `networks` has what it needs to build
+its networks.  Its plan says whether a model is used (`aesz_codec.stream.Stream.uses_model`), the section ``model`` which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ModelKindError
+from ..packs import Pack
 from ..stream import Method, Reader
 from .causal import Causal
 from .interpolation import Interpolation
 from .local import Local
 
-__all__ = ["PREDICTORS", "Causal", "Interpolation", "Local", "Predictor", "Quantizer", "predictor_of"]
+__all__ = [
+    "LEARNED",
+    "PREDICTORS",
+    "Causal",
+    "Interpolation",
+    "Learned",
+    "Local",
+    "Predictor",
+    "Quantizer",
+    "learned_by",
+    "predictor_of",
+]
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Mask = npt.NDArray[np.uint8] | None
@@ -45,15 +61,30 @@ class Quantizer:
 
 
 class Predictor(Protocol):
-    """What a closed-loop predictor offers."""
+    """What a closed-loop predictor offers.
+
+    Attributes
+    ----------
+    method : Method
+        Its number in the format.
+    kind : str or None
+        Kind of the packs that it takes as models; None if it takes none.
+    """
 
     method: ClassVar[Method]
+    kind: ClassVar[str | None]
+
+    @property
+    def model(self) -> Pack | None:
+        """The pack that this choice uses."""
 
     @classmethod
-    def candidates(cls, shape: tuple[int, ...], effort: str, rate: float) -> Iterable[Self]:
+    def candidates(
+        cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
+    ) -> Iterable[Self]:
         """Return the choices worth a trial on an array of this shape, the most likely first.
 
-        `rate`: bits a value of the best of the predictors before this one, 0 for the first.
+        `rate`: bits a value of the best of the predictors before this one, 0 for the first.  `models`: packs of its `kind`.
         """
 
     def refinements(self, effort: str) -> Iterable[Self]:
@@ -81,13 +112,48 @@ class Predictor(Protocol):
 
     @classmethod
     def unpack(cls, plan: Reader) -> tuple[Self, float, float]:
-        """Read the section ``plan``: the predictor, the step and the offset."""
+        """Read the section ``plan``: the predictor, without its model, the step and the offset."""
 
     def describe(self) -> dict[str, Any]:
         """Return the choices as JSON values."""
 
 
+class Learned(Predictor, Protocol):
+    """A predictor that takes models."""
+
+    @classmethod
+    def prepare(cls, pack: Pack) -> None:
+        """Build the networks of a pack, once per process.
+
+        InvalidModelError or UnsupportedModelError if they are not sound.
+        """
+
+
 PREDICTORS: dict[Method, type[Predictor]] = {p.method: p for p in (Interpolation, Causal, Local)}
+LEARNED: dict[str, type[Learned]] = {"interpolation": Interpolation}
+"""By the kind of pack that they take."""
+
+
+def learned_by(pack: Pack, method: Method | None = None) -> type[Learned]:
+    """Return the predictor class that takes a pack as its model; with `method`, it must be that one.
+
+    Raises
+    ------
+    ModelKindError
+        If it is of a kind that no predictor takes, or another one.
+    """
+    predictor = LEARNED.get(pack.kind)
+    if predictor is None or method not in (None, predictor.method):
+        kinds = [kind for kind, p in LEARNED.items() if method in (None, p.method)]
+        raise ModelKindError.at(
+            f"model {pack.id!r}",
+            found=f"a pack of the kind {pack.kind!r}",
+            expected=f"{' or '.join(map(repr, kinds)) or 'no model'}",
+            remedy="use another model"
+            if method is None
+            else "the stream is damaged, or was not written by an encoder",
+        )
+    return predictor
 
 
 def predictor_of(method: Method) -> type[Predictor]:

@@ -16,7 +16,7 @@ bounds, from about three bits a value, and for hourly series; about 50 ns a valu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -24,6 +24,7 @@ from .. import _core
 from ..stream import Coder, Method, Reader, Writer, corrupt
 
 if TYPE_CHECKING:
+    from ..packs import Pack
     from . import Floats, Mask, Quantizer
 
 __all__ = ["Causal"]
@@ -36,9 +37,13 @@ class Causal:
     coder: Coder = Coder.ADAPTIVE
 
     method: ClassVar[Method] = Method.CAUSAL
+    kind: ClassVar[str | None] = None
+    model: ClassVar[Pack | None] = None
 
     @classmethod
-    def candidates(cls, shape: tuple[int, ...], effort: str, rate: float) -> Iterator[Self]:
+    def candidates(
+        cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
+    ) -> Iterator[Self]:
         """See `Predictor`."""
         yield cls(Coder.STATIC if effort == "fast" else Coder.ADAPTIVE)
 

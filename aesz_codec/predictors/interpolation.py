@@ -14,23 +14,47 @@ weights fitted level by level to *decoded* values, so that they know how much to
 Leading axes may be kept out of it: each of their frames is then refined alone, optionally with the innovation of the frame
 before, ``f - I(f)``, as one more regressor.
 
+With a model (a pack of the kind ``interpolation``), small integer networks look at the decoded points around each new point of
+the finest levels, correct its prediction and say how large its code will be.
+
 Papers: Zhao et al. 2021 (SZ3), Liu et al. 2022 (QoZ: tighter bounds on coarse levels), Liu et al. 2024 (HPEZ: all directions
 at once).  Format: ``docs/format.md``, section 10.  Choose it for smooth fields and loose bounds; about 45 ns a value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .. import _core
+from ..errors import InvalidModelError
+from ..packs import Pack
 from ..stream import Coder, Method, Reader, Writer, corrupt
+from .networks import built_once, mlps
 
 if TYPE_CHECKING:
     from . import Floats, Mask, Quantizer
 
 __all__ = ["Interpolation"]
+
+# The networks of a pack: by the number of axes of a frame and whether it refers to the one before, the slots of its classes.
+_SLOTS = {(2, False): range(3), (2, True): range(3, 6), (3, False): range(6, 13)}
+_LEAST_SAVED = 1.003  # what bytes with a model count on a sample
+
+
+@built_once
+def _networks(pack: Pack) -> tuple[_core.LearnedNets, frozenset[int]]:
+    """Build the networks of a pack, and say which slots they are for."""
+    found = mlps(pack, 13)
+    try:
+        return _core.LearnedNets([found.get(slot) for slot in range(13)]), frozenset(found)
+    except ValueError as error:
+        raise InvalidModelError.at(
+            f"pack {pack.id!r}",
+            found=str(error),
+            expected="networks with the inputs and outputs of their slots (docs/format.md, section 18)",
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +73,8 @@ class Interpolation:
         The step of level l is the finest step over ``min(alpha**l, beta)``; both in 1/16.
     coder : Coder
         How the codes are written.
+    model : Pack or None
+        Networks that correct the predictions; not together with `reversed`.
     """
 
     batch: int = 0
@@ -57,12 +83,33 @@ class Interpolation:
     alpha16: int = 16
     beta16: int = 16
     coder: Coder = Coder.ADAPTIVE
+    model: Pack | None = None
 
     method: ClassVar[Method] = Method.INTERPOLATION
+    kind: ClassVar[str | None] = "interpolation"
 
     @classmethod
-    def candidates(cls, shape: tuple[int, ...], effort: str, rate: float) -> Iterator[Self]:
-        """See `Predictor`: all axes at once, or frames of the last two."""
+    def candidates(
+        cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
+    ) -> Iterator[Self]:
+        """See `Predictor`: all axes at once, or frames of the last two; each also with every model, but for ``fast``."""
+        for plain in cls._without_model(shape, effort):
+            yield plain
+            if effort != "fast":
+                needed = _SLOTS.get((len(shape) - plain.batch, plain.reference), ())
+                yield from (
+                    replace(plain, model=model)
+                    for model in models
+                    if not _networks(model)[1].isdisjoint(needed)
+                )
+
+    @classmethod
+    def prepare(cls, pack: Pack) -> None:
+        """See `Learned`."""
+        _networks(pack)
+
+    @classmethod
+    def _without_model(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
         coder = Coder.STATIC if effort == "fast" else Coder.ADAPTIVE
         yield cls(coder=coder)
         frames = range(max(1, len(shape) - 2), len(shape) - 1) if effort != "max" else range(1, len(shape))
@@ -77,11 +124,12 @@ class Interpolation:
             return
         for alpha16, beta16 in ((18, 20), (20, 24), (20, 32), (24, 40), (28, 64)):
             yield replace(self, alpha16=alpha16, beta16=beta16)
-        yield replace(self, reversed=True)
+        if self.model is None:
+            yield replace(self, reversed=True)
 
     def handicap(self, effort: str, rate: float) -> float:
-        """See `Predictor`."""
-        return 1.0
+        """See `Predictor`: a model that saves next to nothing on a sample may cost something on the whole."""
+        return 1.0 if self.model is None else _LEAST_SAVED
 
     def final(self, effort: str) -> Self:
         """See `Predictor`."""
@@ -100,12 +148,13 @@ class Interpolation:
         """See `Predictor`."""
         _core.decode_interpolation(codes, outliers, out, mask, step, offset, *self._choices())
 
-    def _choices(self) -> tuple[int, bool, bool, int, int, int]:
-        return self.batch, self.reference, self.reversed, self.coder, self.alpha16, self.beta16
+    def _choices(self) -> tuple[int, bool, bool, int, int, int, _core.LearnedNets | None]:
+        networks = None if self.model is None else _networks(self.model)[0]
+        return self.batch, self.reference, self.reversed, self.coder, self.alpha16, self.beta16, networks
 
     def pack(self, step: float, offset: float) -> bytes:
         """See `Predictor`."""
-        flags = self.reference | self.reversed << 1 | self.coder << 2
+        flags = self.reference | self.reversed << 1 | self.coder << 2 | (self.model is not None) << 4
         return Writer().pack("ddBBBB", step, offset, self.batch, flags, self.alpha16, self.beta16).done()
 
     @classmethod
@@ -114,11 +163,14 @@ class Interpolation:
         step, offset = plan.unpack("dd")
         batch, flags, alpha16, beta16 = plan.take(4)
         plan.end()
-        if flags > 15 or alpha16 < 16 or beta16 < 16:
+        if flags > 31 or flags & 18 == 18 or alpha16 < 16 or beta16 < 16:
             raise corrupt(
-                "plan", f"flags {flags}, alpha {alpha16}, beta {beta16}", "flags below 16, the others from 16"
+                "plan",
+                f"flags {flags}, alpha {alpha16}, beta {beta16}",
+                "flags below 32 and no model with 'reversed', the others from 16",
             )
-        return cls(batch, bool(flags & 1), bool(flags & 2), alpha16, beta16, Coder(flags >> 2)), step, offset
+        coder = Coder(flags >> 2 & 3)
+        return cls(batch, bool(flags & 1), bool(flags & 2), alpha16, beta16, coder), step, offset
 
     def describe(self) -> dict[str, Any]:
         """See `Predictor`."""

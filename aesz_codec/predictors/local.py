@@ -18,7 +18,7 @@ Takes 6 bytes a value and 0.25 kB (two axes) or 0.45 kB (more) a column besides 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -26,6 +26,7 @@ from .. import _core
 from ..stream import Method, Reader, Writer
 
 if TYPE_CHECKING:
+    from ..packs import Pack
     from . import Floats, Mask, Quantizer
 
 __all__ = ["Local"]
@@ -36,9 +37,13 @@ class Local:
     """Has no choices."""
 
     method: ClassVar[Method] = Method.LOCAL
+    kind: ClassVar[str | None] = None
+    model: ClassVar[Pack | None] = None
 
     @classmethod
-    def candidates(cls, shape: tuple[int, ...], effort: str, rate: float) -> Iterator[Self]:
+    def candidates(
+        cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
+    ) -> Iterator[Self]:
         """See `Predictor`: only for lines that leave something to learn from; ``default`` from 1.8 bits a value on."""
         if effort != "fast" and (effort == "max" or rate >= 1.8) and len(shape) > 1 and min(shape[-2:]) >= 8:
             yield cls()

@@ -1,8 +1,9 @@
-"""Write the golden streams: ``python tests/golden/make_golden.py [--force]``.
+"""Write the golden streams: ``python tests/golden/make_golden.py [--force [FOLDER ...]]``.
 
-``1.0/`` and ``1.1/`` hold streams of those format versions and ``index.json`` what they decode to; ``reject/`` holds streams
-that must fail and the name of the error.  Files that are there stay as they are: a released stream is decoded forever.
-``--force`` writes everything anew, which is right only for a format that was never released.
+``1.0/``, ``1.1/`` and ``1.2/`` hold streams of those format versions and ``index.json`` what they decode to; ``reject/`` holds
+streams that must fail and the name of the error; ``models/`` holds the packs that streams of both name.  Files that are there
+stay as they are: a released stream is decoded forever.  ``--force`` writes a folder (without one: all) anew, which is right
+only for a format that was never released.
 """
 
 from __future__ import annotations
@@ -25,12 +26,15 @@ import zstandard
 
 from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
-from aesz_codec.errors import CorruptStreamError
+from aesz_codec.errors import CorruptStreamError, ModelNotFoundError
 from aesz_codec.lattice import Lattice
+from aesz_codec.packs import Pack
 from aesz_codec.predictors import Causal, Interpolation, Local, Predictor, Quantizer
 from aesz_codec.stream import Coder, Method, Section, Stream, Transform, Writer
+from aesz_codec.train.packing import write_pack
 
 HERE = Path(__file__).parent
+MODELS = HERE / "models"
 LARGEST = 2000  # bytes of a golden stream
 LOSSLESS = ErrorBound("lossless", None)
 
@@ -67,6 +71,8 @@ def forced(
     stream = Stream(kind, data.shape, "abs", step / 2, step / 2, predictor.method, transform)
     stream.sections[Section.PLAN] = predictor.pack(step, 0.5)
     stream.sections[Section.CODES] = codes
+    if predictor.model is not None:
+        stream.sections[Section.MODEL] = bytes.fromhex(predictor.model.digest)
     if outliers:
         stream.sections[Section.OUTLIERS] = outliers
     if labels is not None:
@@ -251,6 +257,68 @@ def accepted_1_1() -> Iterator[tuple[str, bytes]]:
     yield from _static()
     yield from _mixed()
     yield from _locals()
+
+
+def accepted_1_2() -> Iterator[tuple[str, bytes]]:
+    """Yield names and streams of format 1.2: learned interpolation."""
+    model = golden_model()
+    for shape in ((19, 26), (7, 9, 10)):
+        for name in ("float32", "float64"):
+            data = field(*shape, noise=2).astype(name)
+            yield f"learned_{len(shape)}d_{name}", forced(Interpolation(model=model), data).to_bytes()
+    frames = field(3, 15, 18, noise=2).astype("f4")
+    yield "learned_frames", forced(Interpolation(1, model=model), frames).to_bytes()
+    refers = Interpolation(1, reference=True, model=model)
+    yield "learned_frames_reference", forced(refers, frames).to_bytes()
+    yield "learned_steps", forced(Interpolation(alpha16=24, beta16=40, model=model), frames[0]).to_bytes()
+    for coder in (Coder.ADAPTIVE_ZEROS, Coder.STATIC, Coder.MIXED):
+        predictor = Interpolation(coder=coder, model=model)
+        yield f"learned_{coder.name.lower()}", forced(predictor, frames).to_bytes()
+    masked = (uniform(3, 15, 18, multiplier=69069) < 0.1).astype(np.uint8)
+    yield "learned_labels", forced(refers, frames, labels=masked).to_bytes()
+    wild = frames[0].copy()
+    wild[2, 3], wild[2, 4], wild[6, 11], wild[0, 0] = 1e30, -3e38, 1e12, -1e20
+    yield "learned_outliers", forced(Interpolation(model=model), wild).to_bytes()
+    k = np.rint(field(3, 9, 13, noise=32) * 8)
+    yield "learned_lattice", on_lattice(Interpolation(model=model), k, Lattice(273.15, 0.1), 2).to_bytes()
+    yield "learned_4d", forced(Interpolation(1, model=model), field(2, 5, 6, 7)).to_bytes()
+
+
+def golden_model() -> Pack:
+    """Read the pack that learned streams name."""
+    return Pack.from_file(MODELS / "interpolation.aeszpack")
+
+
+def models() -> Iterator[tuple[str, bytes]]:
+    """Yield names and packs: one for learned interpolation, with a small network in every slot, and one of another kind."""
+    tensors: dict[str, np.ndarray] = {}
+    slots = {}
+    for slot in range(13):
+        inputs = 41 if 3 <= slot < 6 else 28
+        weight = 40 * (uniform(6, inputs, multiplier=2654435761 + 2 * slot) - 0.5)
+        last = 60 * (uniform(2, 6, multiplier=40503 + 2 * slot) - 0.5)
+        tensors |= {
+            f"{slot}.w0": np.rint(weight).astype(np.int8),
+            f"{slot}.b0": np.rint(512 * (uniform(6, multiplier=69069 + 2 * slot) - 0.5)).astype(np.int32),
+            f"{slot}.s0": np.full(6, 5, np.uint8),
+            f"{slot}.w1": np.rint(last).astype(np.int8),
+            f"{slot}.b1": np.array([1000 - 150 * slot, 800 - 200 * slot], np.int32),
+        }
+        first: dict[str, Any] = {"type": "linear", "weight": f"{slot}.w0", "bias": f"{slot}.b0"}
+        layers = [
+            {**first, "shift": f"{slot}.s0", "activation": "relu"},
+            {"type": "linear", "weight": f"{slot}.w1", "bias": f"{slot}.b1"},
+        ]
+        slots[str(slot)] = {"arithmetic": "INT-1", "input": {"channels": inputs}, "layers": layers}
+    manifest = {
+        "id": "golden",
+        "kind": "interpolation",
+        "licence": "BSD-3-Clause",
+        "network": {"slots": slots},
+    }
+    yield "interpolation", write_pack(manifest, tensors)
+    basis = {"id": "golden-basis", "kind": "basis", "licence": "BSD-3-Clause"}
+    yield "basis", write_pack(basis, {"w": np.arange(12, dtype=np.int8).reshape(3, 4)})
 
 
 def _static() -> Iterator[tuple[str, bytes]]:
@@ -575,6 +643,11 @@ def _rejected_streams(sound: Stream) -> Iterator[tuple[str, bytes]]:
     yield "unknown_transform_of_1_1", resealed(marked, 10, b"\x04")
     yield "unknown_method_of_1_1", resealed(marked, 9, b"\x06")
     yield from _rejected_locals()
+    other_minor = resealed(marked, 5, b"\x01")
+    at = (
+        Stream.from_bytes(other_minor, payloads=False).overhead - 8 - 3 * 3
+    )  # the first of three short entries
+    yield "unknown_section_tag_of_1_1", resealed(other_minor, at + 6, bytes([Section.MODEL]))
 
     constant = Stream(np.dtype("f4"), (5,), "abs", 0.25, 0, Method.CONSTANT)
     yield "constant_with_values", constant.to_bytes()
@@ -598,6 +671,31 @@ def _rejected_streams(sound: Stream) -> Iterator[tuple[str, bytes]]:
         header = bare[:-1] + table
         body = struct.pack("<I", zlib.crc32(header)) + content + struct.pack("<I", zlib.crc32(content))
         yield name, header + body
+
+
+def rejected_models() -> Iterator[tuple[str, str, bytes]]:
+    """Yield names, the class of the error, and streams that cannot have the model that they name."""
+    corrupt, model = "CorruptStreamError", golden_model()
+    learned = forced(Interpolation(model=model), field(15, 18, noise=2).astype("f4"))
+    digest = learned.sections[Section.MODEL]
+    for name, section in {
+        "missing": None,
+        "empty": b"",
+        "cut": digest[:-1],
+        "left_over": digest + b"\x00",
+    }.items():
+        yield f"model_{name}", corrupt, _with(learned, Section.MODEL, section).to_bytes()
+    for minor in (0, 1):
+        yield f"model_in_1_{minor}", corrupt, resealed(learned.to_bytes(), 5, bytes([minor]))
+    step, offset, batch, flags, alpha, beta = struct.unpack("<ddBBBB", learned.sections[Section.PLAN])
+    for name, other in (("reversed", flags | 2), ("of_flag_5", flags | 32)):
+        plan = struct.pack("<ddBBBB", step, offset, batch, other, alpha, beta)
+        yield f"model_{name}", corrupt, _with(learned, Section.PLAN, plan).to_bytes()
+    unknown = _with(learned, Section.MODEL, bytes(range(32)))
+    yield "model_nowhere", "ModelNotFoundError", unknown.to_bytes()
+    basis = Pack.from_file(MODELS / "basis.aeszpack")
+    of_another_kind = _with(learned, Section.MODEL, bytes.fromhex(basis.digest))
+    yield "model_of_another_kind", "ModelKindError", of_another_kind.to_bytes()
 
 
 def _rejected_locals() -> Iterator[tuple[str, bytes]]:
@@ -659,9 +757,21 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(array.astype(array.dtype.newbyteorder("<")).tobytes()).hexdigest()
 
 
+def find_model(digest: str) -> Pack:
+    """Look among the golden packs."""
+    for path in MODELS.glob("*.aeszpack"):
+        if (pack := Pack.from_file(path)).digest == digest:
+            return pack
+    raise ModelNotFoundError(digest)
+
+
 def expectation(stream: bytes, reference: ModuleType) -> dict[str, Any]:
-    """Return what a stream decodes to, by both decoders."""
-    decoded, expected = pipeline.decode(stream), reference.decode(stream)
+    """Return what a stream decodes to, by both decoders; by one where the other has no networks."""
+    decoded = pipeline.decode(stream, find_model=find_model)
+    try:
+        expected = reference.decode(stream, find_model)
+    except NotImplementedError:
+        expected = decoded
     if (decoded.dtype, decoded.shape, digest(decoded)) != (expected.dtype, expected.shape, digest(expected)):
         raise SystemExit("the two decoders differ")
     return {"dtype": decoded.dtype.name, "shape": list(decoded.shape), "sha256": digest(decoded)}
@@ -685,16 +795,34 @@ def write(folder: Path, entries: dict[str, tuple[bytes, Any]], force: bool) -> N
     print(f"{folder.name}: {len(new)} written, {len(entries) - len(new)} left as they were")
 
 
+def write_models(force: bool) -> None:
+    """Write the packs; without `force` what is there stays."""
+    MODELS.mkdir(exist_ok=True)
+    for name, data in models():
+        path = MODELS / f"{name}.aeszpack"
+        if force or not path.exists():
+            path.write_bytes(data)
+
+
 def main() -> None:
     """Write what is missing, or everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--force", action="store_true", help="write everything anew: only before a release")
-    force = parser.parse_args().force
+    parser.add_argument(
+        "--force", nargs="*", metavar="FOLDER", help="write folders (all) anew: only before a release"
+    )
+    given = parser.parse_args().force
+    versions = {"1.0": accepted, "1.1": accepted_1_1, "1.2": accepted_1_2}
+    folders = ("models", *versions, "reject")
+    forced_folders = () if given is None else given or folders
+    if set(forced_folders) - set(folders):
+        parser.error(f"folders are {', '.join(folders)}")
     reference = reference_decoder()
-    for version, streams in (("1.0", accepted()), ("1.1", accepted_1_1())):
-        good = {name: (stream, expectation(stream, reference)) for name, stream in streams}
-        write(HERE / version, good, force)
-    write(HERE / "reject", {name: (stream, error) for name, error, stream in rejected()}, force)
+    write_models("models" in forced_folders)
+    for version, streams in versions.items():
+        good = {name: (stream, expectation(stream, reference)) for name, stream in streams()}
+        write(HERE / version, good, version in forced_folders)
+    bad = {name: (stream, error) for name, error, stream in (*rejected(), *rejected_models())}
+    write(HERE / "reject", bad, "reject" in forced_folders)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aesz_codec import _core, pipeline
+from aesz_codec import _core, pipeline, zoo
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.predictors import Causal, Interpolation, Local, Predictor, Quantizer
 from aesz_codec.stream import Coder, Section, Stream, Writer
@@ -128,8 +128,10 @@ def samples() -> dict[str, bytes]:
 
 
 def golden() -> dict[str, bytes]:
-    """Return the golden streams, without those that must be rejected as they are."""
+    """Return the golden streams, without those that must be rejected as they are; the zoo will know the packs they name."""
     folder = Path(__file__).parent.parent / "golden"
+    for path in (folder / "models").glob("*.aeszpack"):
+        zoo.embed(path.read_bytes())
     files = [path for path in sorted(folder.glob("*/*.aesz")) if path.parent.name != "reject"]
     return {f"{path.parent.name}/{path.stem}": path.read_bytes() for path in files}
 
