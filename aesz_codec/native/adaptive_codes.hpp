@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -123,6 +124,10 @@ class AdaptiveCodes {
     using Child = Distribution<32>;
     struct Parent {
         Distribution<256> law, now;
+        void start(const std::array<uint16_t, kSymbols + 1>& edges) {
+            law.start(edges);
+            now = law;
+        }
     };
 
     int32_t symbol(Parent& parent, uint16_t& slot, int scale, int32_t value) {
@@ -163,9 +168,20 @@ class AdaptiveCodes {
         uint16_t any_child[kGroups][kClasses][20] = {};
         uint16_t nonzero_child[kGroups][kBinaryBelow][20] = {};
 
-        // The laws: a two-sided geometric distribution with the mean magnitude of the class, and a wider one for the tails.
         Models() {
             children.reserve(kGroups * (kClasses + kBinaryBelow) * 20);  // never moved; untouched memory costs nothing
+            static const Laws laws;
+            std::copy(laws.any.begin(), laws.any.end(), any);
+            std::copy(laws.nonzero.begin(), laws.nonzero.end(), nonzero);
+        }
+    };
+
+    // A two-sided geometric distribution with the mean magnitude of each class, and a wider one for the tails.
+    struct Laws {
+        std::array<Parent, kClasses> any;
+        std::array<Parent, kBinaryBelow> nonzero;
+
+        Laws() {
             for (int scale = 0; scale < kClasses; ++scale) {
                 const int octave = scale / 4, shift = shift_of(scale);
                 const uint64_t middle = (static_cast<uint64_t>(4 + scale % 4) << octave) - 4 + ((uint64_t{1} << octave) >> 1);
@@ -178,12 +194,11 @@ class AdaptiveCodes {
                     y = y * wide / (wide + (uint64_t{16} << shift));
                     weight[15 - t] = shift ? weight[16 + t] : static_cast<uint32_t>(x + y) + 16;
                 }
-                any[scale].law.start(edges_of(weight));
-                any[scale].now = any[scale].law;
-                if (scale < kBinaryBelow) {
+                const std::size_t i = static_cast<std::size_t>(scale);
+                any[i].start(edges_of(weight));
+                if (i < kBinaryBelow) {
                     weight[16] = 1;
-                    nonzero[scale].law.start(edges_of(weight));
-                    nonzero[scale].now = nonzero[scale].law;
+                    nonzero[i].start(edges_of(weight));
                 }
             }
         }

@@ -6,6 +6,7 @@
 
 #include "closed_loop.hpp"
 #include "kernels.hpp"
+#include "least_squares.hpp"
 
 namespace aesz {
 
@@ -170,16 +171,31 @@ class CausalCoder : ClosedLoop<T, Codes> {
         const int m = taps_ - 1;
         std::vector<double> samples;  // features and target, one after the other
         const int64_t skip = std::max<int64_t>(1, shape.size / std::clamp<int64_t>(shape.size / 32, 3000, 12000)) | 1;
-        const uint32_t all = (1u << taps_) - 1;
-        for (int64_t at = 0; at < shape.size; at += skip) {
-            if (this->masked(at) || neighbours(coordinates(at)) != all) continue;
-            bool sound = true;
-            for (int k = 0; k < taps_ && sound; ++k) sound = !this->masked(at + offset_[k]);
-            if (!sound) continue;
-            const double base = chunk_.data[at + offset_[0]];
-            for (int k = 1; k < taps_; ++k) samples.push_back(static_cast<double>(chunk_.data[at + offset_[k]]) - base);
-            samples.push_back(static_cast<double>(chunk_.data[at]) - base);
-        }
+        samples.reserve(static_cast<std::size_t>((shape.size / skip + 1) * taps_));
+        Coordinates low{}, high = shape.dim;  // where all neighbours are there
+        for (int k = 0; k < taps_; ++k)
+            for (int a = 0; a < shape.n; ++a) {
+                const std::size_t axis = static_cast<std::size_t>(shape.n - 1 - a);
+                low[axis] = std::max<int64_t>(low[axis], kCausalTaps[k].back[a]);
+                high[axis] = std::min(high[axis], shape.dim[axis] + kCausalTaps[k].back[a]);
+            }
+        const std::size_t inner = static_cast<std::size_t>(shape.n - 1);
+        Coordinates c{};
+        int64_t line = 0;
+        do {
+            bool inside = true;
+            for (std::size_t a = 0; a < inner; ++a) inside &= c[a] >= low[a] && c[a] < high[a];
+            const int64_t first = line + low[inner], end = line + high[inner];
+            for (int64_t at = (first + skip - 1) / skip * skip; inside && at < end; at += skip) {
+                bool sound = !this->masked(at);
+                for (int k = 0; chunk_.mask && k < taps_ && sound; ++k) sound = !this->masked(at + offset_[k]);
+                if (!sound) continue;
+                const double base = chunk_.data[at + offset_[0]];
+                for (int k = 1; k < taps_; ++k) samples.push_back(static_cast<double>(chunk_.data[at + offset_[k]]) - base);
+                samples.push_back(static_cast<double>(chunk_.data[at]) - base);
+            }
+            line += shape.dim[inner];
+        } while (advance(c, shape.n - 1, shape.dim));
         int32_t lorenzo[kMaxTaps] = {};
         if (m >= 3) {
             lorenzo[1] = 256;

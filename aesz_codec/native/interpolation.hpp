@@ -16,6 +16,7 @@
 
 #include "closed_loop.hpp"
 #include "kernels.hpp"
+#include "least_squares.hpp"
 
 namespace aesz {
 
@@ -156,10 +157,16 @@ class ClassGeometry {
     ClassGeometry(const Shape& shape, const LevelPlanes& planes, int set, int64_t stride, const std::vector<int>& order,
                   bool reference)
         : shape_(shape), planes_(planes), set_(set), stride_(stride) {
-        for (int a = 0; a < shape.n; ++a) (set >> a & 1 ? odd_ : even_).push_back(a);
-        layout = {static_cast<int>(odd_.size()), static_cast<int>(even_.size()), reference};
+        layout = {0, 0, reference};
+        for (int a = 0; a < shape.n; ++a) (set >> a & 1 ? odd_[at(layout.odd++)] : even_[at(layout.even++)]) = a;
         const auto self = std::find(order.begin(), order.end(), set);
-        for (int e : even_) reach_.push_back(std::find(order.begin(), self, 1 << e) != self ? stride : 2 * stride);
+        for (int i = 0; i < layout.even; ++i)
+            reach_[at(i)] = std::find(order.begin(), self, 1 << even_[at(i)]) != self ? stride : 2 * stride;
+        for (int i = 0; i < layout.odd; ++i)
+            for (int d = -3; d <= 3; d += 2) along_[at(i)][at((d + 3) / 2)] = planes_.offset(set, odd_[at(i)], d);
+        for (int i = 0; i < layout.diagonals(); ++i)
+            for (int d = -1; d <= 1; d += 2)
+                for (int e = -1; e <= 1; e += 2) corner_[at(i)][at(d + 1 + (e + 1) / 2)] = corner_offset(i, d, e);
     }
 
     WeightLayout layout;
@@ -167,21 +174,21 @@ class ClassGeometry {
     // Adds what is to be seen along one axis from coordinate `c`.
     void look(Around& around, int axis, int64_t c) const {
         const int64_t s = stride_, size = shape_.dim[static_cast<std::size_t>(axis)];
-        for (std::size_t i = 0; i < odd_.size(); ++i)
-            if (odd_[i] == axis) {
+        for (int i = 0; i < layout.odd; ++i)
+            if (odd_[at(i)] == axis) {
                 if (c - 3 * s >= 0 && c + 3 * s < size) around.far |= 1u << i;
                 if (c + s >= size) around.mirrored |= 1u << i;
             }
-        for (std::size_t i = 0; i < even_.size(); ++i)
-            if (even_[i] == axis && c - reach_[i] >= 0 && c + reach_[i] < size) around.diagonal |= 1u << i;
+        for (int i = 0; i < layout.even; ++i)
+            if (even_[at(i)] == axis && c - reach_[at(i)] >= 0 && c + reach_[at(i)] < size) around.diagonal |= 1u << i;
     }
 
     // Coordinates [first, last) of the last axis from which everything is seen.
     std::pair<int64_t, int64_t> interior() const {
         const int axis = shape_.n - 1;
         const int64_t size = shape_.dim[static_cast<std::size_t>(axis)];
-        if (odd_.back() == axis) return {3 * stride_, size - 3 * stride_};
-        const int64_t reach = reach_.back();
+        if (set_ >> axis & 1) return {3 * stride_, size - 3 * stride_};
+        const int64_t reach = reach_[at(layout.even - 1)];
         return {reach, size - reach};
     }
 
@@ -246,16 +253,18 @@ class ClassGeometry {
     }
 
   private:
-    // Offset along the i-th odd axis, in strides.
-    int64_t along(int i, int distance) const { return planes_.offset(set_, odd_[static_cast<std::size_t>(i)], distance); }
+    static std::size_t at(int i) { return static_cast<std::size_t>(i); }
+
+    // Offset along the i-th odd axis, in strides: -3, -1, 1 or 3.
+    int64_t along(int i, int distance) const { return along_[at(i)][at((distance + 3) / 2)]; }
     bool has_diagonal(const Around& around, int i) const {
         return around.mirrored == 0 && (layout.odd == 2 || (around.diagonal >> i & 1));
     }
-    // Offset to a corner of the i-th diagonal.
-    int64_t corner(int i, int d, int e) const {
-        const std::size_t k = static_cast<std::size_t>(i);
+    // Offset to a corner of the i-th diagonal; `d` and `e` are -1 or 1.
+    int64_t corner(int i, int d, int e) const { return corner_[at(i)][at(d + 1 + (e + 1) / 2)]; }
+    int64_t corner_offset(int i, int d, int e) const {
         if (layout.odd == 2) return planes_.offset(set_, odd_[0], d, odd_[1], e);
-        return planes_.offset(set_, odd_[0], d, even_[k], e * static_cast<int>(reach_[k] / stride_));
+        return planes_.offset(set_, odd_[0], d, even_[at(i)], e * static_cast<int>(reach_[at(i)] / stride_));
     }
 
     // Coefficients in the order and with the arithmetic of the format.
@@ -292,8 +301,9 @@ class ClassGeometry {
     const LevelPlanes& planes_;
     int set_;
     int64_t stride_;
-    std::vector<int> odd_, even_;
-    std::vector<int64_t> reach_;
+    std::array<int, kMaxDims> odd_{}, even_{};
+    std::array<int64_t, kMaxDims> reach_{};  // of the diagonals, along the even axes
+    std::array<std::array<int64_t, 4>, kMaxDims> along_, corner_;
 };
 
 // What the decoder is told before it starts.
@@ -566,7 +576,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const int n = geometry.layout.count();
         std::vector<double> sampled;  // features and target, one after the other
         int64_t seen = 0;
-        double feature[kMaxWeights];
+        sampled.reserve(static_cast<std::size_t>((points / skip + 1) * (n + 1)));
         for (const Sample& sample : samples)
             for_each_line(set, s, [&](int64_t first, int64_t at, const Coordinates& c) {
                 Around outer;
@@ -578,9 +588,10 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                     if (sample.mask && sample.mask[here]) continue;
                     Around around = outer;
                     geometry.look(around, inner, line.x0 + i * line.dx);
-                    const double base = geometry.features(sample.source.data(), first + i, around, feature);
-                    sampled.insert(sampled.end(), feature, feature + n);
-                    sampled.push_back(static_cast<double>(sample.data[here]) - base);
+                    sampled.resize(sampled.size() + static_cast<std::size_t>(n) + 1);
+                    double* const target = &sampled.back();
+                    const double base = geometry.features(sample.source.data(), first + i, around, target - n);
+                    *target = static_cast<double>(sample.data[here]) - base;
                 }
             });
         double prior[kMaxWeights];

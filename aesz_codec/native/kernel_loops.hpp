@@ -224,3 +224,16 @@ AESZ_TARGET bool all_within(const T* x, const T* y, int64_t count, double tolera
     }
     return true;
 }
+
+// Adds weighted products of `n` features with themselves, up to the diagonal at least, and with the target.
+template <int Stride>
+AESZ_TARGET void add_products(const double* AESZ_RESTRICT feature, double target, double weight, int n,
+                              double (*AESZ_RESTRICT products)[Stride], double* AESZ_RESTRICT with_target) {
+    static_assert(Stride % 4 == 0, "whole vectors");
+    for (int i = 0; i < n; ++i) {
+        const double weighted = weight * feature[i];
+        for (int j = 0; j <= i; j += 4)
+            for (int k = j; k < j + 4; ++k) products[i][k] += weighted * feature[k];
+        with_target[i] += weighted * target;
+    }
+}
