@@ -36,6 +36,7 @@ _LARGEST_INTEGER = 2**53  # integers up to here are exact as float64
 _MAX_LABELS = 15
 _LEAST_PADDING = 16  # fewer values are cheaper as they are
 _HOPELESS = 1.1  # times the bytes of the best on a sample
+_HOPELESS_PART = 1.2  # likewise, on the first part of a sample
 _HARDLY_ANYTHING = 0.05  # bits a value
 _VALUES_PER_BYTE = 1 << 20  # no code is cheaper: docs/format.md, section 15
 _LOCAL_VALUES_PER_BYTE = 1 << 17  # nor are those of method 5, each of which is at least one decision
@@ -387,6 +388,10 @@ class _Trial:
     coded: list[tuple[bytes, bytes]]
 
 
+def _bytes(coded: list[tuple[bytes, bytes]]) -> int:
+    return sum(len(codes) + len(outliers) for codes, outliers in coded)
+
+
 def _smallest(
     values: Floats, mask: Mask, quantizer: Quantizer, effort: str
 ) -> tuple[Predictor, bytes, bytes]:
@@ -401,11 +406,18 @@ def _smallest(
     best: dict[Method, _Trial] = {}
 
     def attempt(candidate: Predictor) -> None:
-        try:
-            coded = [candidate.encode(*sample) for sample in samples]
-        except OverflowError:
-            return
-        size = sum(len(codes) + len(outliers) for codes, outliers in coded)
+        coded: list[tuple[bytes, bytes]] = []
+        for sample in samples:
+            try:
+                coded.append(candidate.encode(*sample))
+            except OverflowError:
+                return
+            least = min((_bytes(trial.coded[: len(coded)]) for trial in best.values()), default=math.inf)
+            if (
+                effort != "max" and _bytes(coded) > _HOPELESS_PART * least
+            ):  # the other samples will not mend it
+                return
+        size = _bytes(coded)
         trial = _Trial(size * candidate.handicap(effort, 8 * size / count), candidate, coded)
         if candidate.method not in best or trial.size < best[candidate.method].size:
             best[candidate.method] = trial

@@ -11,6 +11,7 @@
 namespace aesz {
 
 constexpr int kLabelBits = 4;
+constexpr unsigned kAllAround = 0x7d;  // the bits of a context that stand for rows before
 
 // Codes the labels 0..15 of an array of (planes, lines, width), in C order.
 template <class Coder>
@@ -22,23 +23,31 @@ void code_labels(Coder& coder, uint8_t* labels, int64_t planes, int64_t lines, i
     const auto models = std::make_unique<Models>();
     const int64_t plane = lines * width;
     const std::vector<uint8_t> nothing(static_cast<std::size_t>(width + 2), 0);
+    std::vector<uint8_t> differs(static_cast<std::size_t>(width));  // are those around a place in rows before not all alike?
     for (int64_t p = 0; p < planes; ++p)
         for (int64_t l = 0; l < lines; ++l) {
             uint8_t* row = labels + p * plane + l * width;
             const uint8_t* north = l ? row - width : nothing.data();
             const uint8_t* north2 = l > 1 ? row - 2 * width : nothing.data();
             const uint8_t* before = p ? row - plane : north;
+            for (int64_t i = 1; i + 1 < width; ++i)
+                differs[static_cast<std::size_t>(i)] =
+                    static_cast<uint8_t>((north[i - 1] ^ north[i]) | (north[i + 1] ^ north[i]) | (north2[i] ^ north[i]) |
+                                         (before[i] ^ north[i]) | (before[i + 1] ^ north[i]));
             for (int64_t i = 0; i < width; ++i) {
                 const bool inside = i + 1 < width;
                 const int west = i ? row[i - 1] : north[0];
-                unsigned context = north[i] == west;
-                context |= (i > 1 ? row[i - 2] == west : 1u) << 1;
-                context |= (i ? north[i - 1] == west : 1u) << 2;
-                context |= (inside ? north[i + 1] == west : 1u) << 3;
-                context |= static_cast<unsigned>(north2[i] == west) << 4;
-                context |= static_cast<unsigned>(before[i] == west) << 5;
-                context |= (inside ? before[i + 1] == west : 1u) << 6;
-                context |= static_cast<unsigned>(west != 0) << 7;
+                unsigned context = (i > 1 ? row[i - 2] == west : 1u) << 1 | static_cast<unsigned>(west != 0) << 7;
+                if (i && inside && !differs[static_cast<std::size_t>(i)]) {
+                    context |= north[i] == west ? kAllAround : 0u;
+                } else {
+                    context |= static_cast<unsigned>(north[i] == west);
+                    context |= (i ? north[i - 1] == west : 1u) << 2;
+                    context |= (inside ? north[i + 1] == west : 1u) << 3;
+                    context |= static_cast<unsigned>(north2[i] == west) << 4;
+                    context |= static_cast<unsigned>(before[i] == west) << 5;
+                    context |= (inside ? before[i + 1] == west : 1u) << 6;
+                }
                 if (code_bit(coder, models->regular[context], row[i] == west)) {
                     row[i] = static_cast<uint8_t>(west);
                     continue;

@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "portable.hpp"
+
 namespace aesz {
 
 class RangeEncoder {
@@ -57,6 +59,7 @@ class RangeEncoder {
                 break;
             }
         }
+        out_.resize(size_);
         for (; low_; low_ <<= 8) out_.push_back(static_cast<uint8_t>(low_ >> 56));
         return std::move(out_);
     }
@@ -68,21 +71,27 @@ class RangeEncoder {
     }
 
     void carry() {
-        for (std::size_t i = out_.size(); i-- > 0 && ++out_[i] == 0;) {
+        for (std::size_t i = size_; i-- > 0 && ++out_[i] == 0;) {
         }
     }
 
     void normalize() {
         if (range_ < (uint64_t{1} << 32)) {
-            for (int shift = 56; shift >= 32; shift -= 8) out_.push_back(static_cast<uint8_t>(low_ >> shift));
+            if (AESZ_UNLIKELY(out_.size() - size_ < 4)) grow();
+            uint8_t* const next = out_.data() + size_;
+            for (int i = 0; i < 4; ++i) next[i] = static_cast<uint8_t>(low_ >> (56 - 8 * i));
+            size_ += 4;
             low_ <<= 32;
             range_ <<= 32;
         }
     }
 
+    AESZ_RARE void grow() { out_.resize(2 * out_.size() + 4096); }
+
     uint64_t low_ = 0;
     uint64_t range_ = ~uint64_t{0};
-    std::vector<uint8_t> out_;
+    std::vector<uint8_t> out_;  // with room; `size_` bytes are in use
+    std::size_t size_ = 0;
 };
 
 // Zeros follow the last byte.  No input makes it read outside the data or divide by zero.
