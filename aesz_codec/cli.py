@@ -1,4 +1,4 @@
-"""The command ``aesz-codec``: demo, convert, verify, inspect, models.
+"""The command ``aesz-codec``: demo, convert, verify, inspect, models, train.
 
 Results go to standard output, progress and errors to standard error.  Exit status: 0 if all is well, 1 if
 `verify` found a value outside its bound or a chunk that cannot be read, or `models verify` a pack that is not
@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import AESZError, ErrorBoundViolation, InvalidBoundError, InvalidConfigError
@@ -131,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_inspect(commands)
     _add_models(commands)
+    _add_train(commands)
     return parser
 
 
@@ -285,6 +287,49 @@ def _add_models(commands: Any) -> None:
         "models", nargs="*", metavar="ID|FILE", help="ids, digests or files (default: all that can be found)"
     )
     verify.set_defaults(run=_run_models_verify, writes=False)
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="train a model from your own data",
+        description="Trains the networks of a model pack from NetCDF files or Zarr stores and judges it on data that it has "
+        "not seen. Needs torch (pip install 'aesz-codec[train]'); an interrupted run goes on where it was.",
+    )
+    train.add_argument("kind", metavar="KIND", help="interpolation")
+    train.add_argument("data", nargs="+", metavar="DATA", help="NetCDF files or Zarr stores to learn from")
+    train.add_argument("--out", required=True, metavar="PACK", help="the pack to be written")
+    train.add_argument("--id", required=True, help="name of the model: small letters, digits, '-', '_', '.'")
+    train.add_argument("--licence", required=True, help="licence of the model, and whose data it comes from")
+    train.add_argument("--description", default="", help="one sentence for 'models show'")
+    train.add_argument(
+        "--variable",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only these variables (may be repeated)",
+    )
+    train.add_argument(
+        "--bound",
+        action="append",
+        default=[],
+        metavar="MODE=VALUE",
+        help="bounds to learn, abs or range_rel (may be repeated; default: range_rel=1e-2, 3e-3 and 1e-3)",
+    )
+    train.add_argument(
+        "--validate", nargs="+", default=[], metavar="DATA", help="data to judge by, not learned from"
+    )
+    train.add_argument(
+        "--hidden", default="24,12", metavar="N,N", help="widths of the hidden layers (default: 24,12)"
+    )
+    train.add_argument(
+        "--steps", type=int, default=4000, help="of training, for every network (default: 4000)"
+    )
+    train.add_argument(
+        "--samples", type=int, default=6000, help="from every variable and bound (default: 6000)"
+    )
+    train.add_argument("--seed", type=int, default=0, help="default: 0")
+    train.set_defaults(run=_run_train, writes=True)
 
 
 def _bounds(options: argparse.Namespace) -> dict[str, tuple[str, float] | str]:
@@ -545,6 +590,74 @@ def _run_models_verify(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _run_train(options: argparse.Namespace) -> int:
+    from .bounds import ErrorBound
+
+    try:
+        from .train.training import BOUNDS, train
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        return _fail("training needs torch: pip install 'aesz-codec[train]'")
+    bounds = []
+    for text in options.bound:
+        mode, _, number = text.partition("=")
+        try:
+            bounds.append(ErrorBound(mode, float(number)))
+        except ValueError:
+            raise _malformed("--bound", text, "abs=VALUE or range_rel=VALUE") from None
+    try:
+        hidden = [int(width) for width in options.hidden.split(",")]
+    except ValueError:
+        hidden = []
+    if not hidden or min(hidden) < 1 or max(hidden) > 256:
+        raise _malformed("--hidden", options.hidden, "widths from 1 to 256, such as 24,12")
+    if options.steps < 1 or options.samples < 1:
+        raise _malformed("--steps or --samples", f"{options.steps}, {options.samples}", "positive numbers")
+    with _step_bars() as progress:
+        report = train(
+            options.kind,
+            options.data,
+            options.out,
+            id=options.id,
+            licence=options.licence,
+            description=options.description,
+            variables=options.variable,
+            bounds=bounds or BOUNDS,
+            validate=options.validate,
+            hidden=hidden,
+            steps=options.steps,
+            count=options.samples,
+            seed=options.seed,
+            progress=progress,
+        )
+    console = _console()
+    networks = _table(
+        ("network", "number"),
+        ("samples", "number"),
+        ("bits a value", "number"),
+        ("innovation gain", "number"),
+    )
+    for slot, (count, bits, gain) in report.slots.items():
+        networks.add_row(str(slot), f"{count:,}", f"{bits:.3f}", f"{gain:.3f}")
+    console.print(networks)
+    if report.judged:
+        table = _table(
+            ("data", "text"),
+            ("bound", "word"),
+            ("bytes without", "number"),
+            ("with", "number"),
+            ("saved", "number"),
+        )
+        for j in report.judged:
+            name = f"{Path(j.source).name}:{j.variable}"
+            table.add_row(name, j.bound, f"{j.without:,}", f"{j.with_model:,}", f"{100 * j.saved:.1f} %")
+        console.print(table)
+        console.print(f"Pays for itself from {report.break_even:.3g} million values of such data.")
+    console.print(f"Pack: {report.path}, {_size(report.pack.nbytes)}, digest {report.pack.digest}")
+    return 0
+
+
 def _model(name: str) -> Entry:
     """Find a model by id, digest, the beginning of one, or file."""
     from . import zoo
@@ -628,6 +741,27 @@ def _progress_bars() -> Iterator[Callable[[Progress], None]]:
             if key not in tasks:
                 tasks[key] = bars.add_task(f"{labels[event.phase]} {event.variable}", total=event.total)
             bars.update(tasks[key], completed=event.done, visible=event.done < event.total)
+
+        yield progress
+
+
+@contextmanager
+def _step_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Draw one bar a step of the work on standard error; none where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    with Bars(console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, visible=done < total)
 
         yield progress
 

@@ -1,0 +1,316 @@
+"""Train the networks of a pack from files, judge them on data they have not seen, write the pack: ``aesz-codec train``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .. import pipeline
+from .._store import open_source
+from ..bounds import ErrorBound
+from ..errors import InvalidConfigError, InvalidModelError
+from ..packs import Pack
+from .packing import write_pack
+from .points import KINDS, Samples, collect, export, fit
+
+__all__ = ["BOUNDS", "Judgement", "TrainingReport", "train"]
+
+Array = npt.NDArray[Any]
+Source = str | os.PathLike[str]
+
+BOUNDS = tuple(ErrorBound("range_rel", value) for value in (1e-2, 3e-3, 1e-3))
+"""What networks learn if nothing else is said."""
+
+_LARGE, _SMALL = 5000, 800  # values of a frame: chunks of 10 frames above, of 128 below
+_BUDGET = 300_000  # values of a file that are learned from, or judged
+_FEWEST = 2000  # samples of a slot that gets a network
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a pack saves on one variable that it was not trained on, at one bound.
+
+    Attributes
+    ----------
+    source, variable, bound : str
+    values : int
+        How many were coded.
+    without, with_model : int
+        Bytes of the streams, effort ``default``.
+    """
+
+    source: str
+    variable: str
+    bound: str
+    values: int
+    without: int
+    with_model: int
+
+    @property
+    def saved(self) -> float:
+        """Share of the bytes that the model saves."""
+        return 1 - self.with_model / self.without
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReport:
+    """What a training run came to.
+
+    Attributes
+    ----------
+    pack : Pack
+    path : Path
+    slots : dict of int to (int, float, float)
+        Samples, code length of a value in bits, innovation gain: the share of the residual's power, residuals beyond 4
+        steps counted as 4, that the corrections explain.
+    judged : tuple of Judgement
+    """
+
+    pack: Pack
+    path: Path
+    slots: dict[int, tuple[int, float, float]]
+    judged: tuple[Judgement, ...]
+
+    @property
+    def break_even(self) -> float:
+        """Values, in millions, from which the bytes saved exceed those of the pack; infinite if none are saved."""
+        values = sum(j.values for j in self.judged)
+        saved = sum(j.without - j.with_model for j in self.judged)
+        return self.pack.nbytes / saved * values / 1e6 if saved > 0 else float("inf")
+
+
+def train(
+    kind: str,
+    sources: Sequence[Source],
+    out: Source,
+    *,
+    id: str,
+    licence: str,
+    description: str = "",
+    variables: Sequence[str] = (),
+    applies_to: Sequence[dict[str, Any]] = (),
+    bounds: Sequence[ErrorBound] = BOUNDS,
+    validate: Sequence[Source] = (),
+    hidden: Sequence[int] = (24, 12),
+    steps: int = 4000,
+    count: int = 6000,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> TrainingReport:
+    """Train a pack and write it; nothing is written before it is whole.
+
+    A run that was interrupted goes on: finished networks are kept in ``OUT.partial`` until the pack is written.
+
+    Parameters
+    ----------
+    kind : str
+        One of `aesz_codec.train.points.KINDS`.
+    sources : sequence of paths
+        NetCDF files or Zarr stores. Of the floating-point variables, those named by `variables`, or all with two axes or more.
+    out : path
+        The pack, ``*.aeszpack``.
+    id, licence, description : str
+    applies_to : sequence of dict
+        Key ``variables`` of the manifest; empty: any variable.
+    bounds : sequence of ErrorBound
+        ``abs`` or ``range_rel`` (of each chunk); the networks learn all of them.
+    validate : sequence of paths
+        Judged, not learned from. Without any, the last chunk of every source that has more than one.
+    hidden, steps, count, seed
+        See `aesz_codec.train.points.fit`; `count` is the number of samples for a slot from every file and bound.
+    progress : callable
+        ``(what, done, total)``.
+
+    Raises
+    ------
+    InvalidConfigError
+        If the kind or a bound is of no use, or a variable is in none of the sources.
+    InvalidModelError
+        If there is nothing to learn from: only NaN, or constant.
+    """
+    if kind not in KINDS:
+        raise InvalidConfigError.at("kind", found=repr(kind), expected=" or ".join(map(repr, KINDS)))
+    for bound in bounds:
+        if bound.mode not in ("abs", "range_rel"):
+            raise InvalidConfigError.at("bound", found=str(bound), expected="abs or range_rel")
+    inputs = KINDS[kind]
+    path = Path(out)
+    learned: list[tuple[str, Array]] = []
+    unseen: list[tuple[str, str, Array]] = []
+    found: set[str] = set()
+    for number, source in enumerate(sources):
+        for name, chunks in _chunks(source, variables):
+            found.add(name)
+            if not validate and len(chunks) > 1:
+                unseen.append((str(source), name, chunks.pop()))
+            learned += [(f"{source}:{name}", chunk) for chunk in chunks]
+        progress("reading", number + 1, len(sources))
+    for source in validate:
+        for name, chunks in _chunks(source, variables):
+            unseen += [(str(source), name, chunk) for chunk in chunks[:2]]
+    if missing := set(variables) - found:
+        raise InvalidConfigError.at(
+            "variable",
+            found=", ".join(sorted(missing)),
+            expected="variables of the data, floating-point, two axes or more",
+        )
+    per_source: dict[str, int] = {}
+    for origin, _ in learned:
+        per_source[origin] = per_source.get(origin, 0) + 1
+    samples = [Samples(np.empty((0, n), np.int16), np.empty((0, 2), np.float32)) for n in inputs.inputs]
+    limits = [(bound.value or 0.0, bound.mode == "range_rel") for bound in bounds]
+    parts: list[list[Samples]] = []
+    for number, (origin, chunk) in enumerate(learned):
+        if np.isfinite(chunk).any() and np.nanmin(chunk) < np.nanmax(chunk):
+            parts.append(collect(inputs, [chunk], limits, max(500, count // per_source[origin])))
+        progress("collecting", number + 1, len(learned))
+    if not parts:
+        raise InvalidModelError.at(
+            "training data", found="only NaN, or constant", expected="values that differ"
+        )
+    for slot in range(len(samples)):
+        samples[slot] = Samples(
+            np.concatenate([part[slot].inputs for part in parts]),
+            np.concatenate([part[slot].targets for part in parts]),
+        )
+    del parts
+    partial = path.with_name(path.name + ".partial")
+    settings = [kind, list(hidden), steps, seed]
+    slots: dict[int, tuple[int, float, float]] = {}
+    network: dict[str, Any] = {}
+    tensors: dict[str, Array] = {}
+    for slot, known in enumerate(samples):
+        if len(known.targets) < _FEWEST:
+            continue
+
+        def tell(done: int, slot: int = slot) -> None:
+            progress("training", slot * steps + done, len(samples) * steps)
+
+        net, bits = _fitted(
+            known, inputs.terms[slot], hidden, steps, seed, partial / f"{slot}.pt", settings, tell
+        )
+        network[str(slot)], more = export(net, known, inputs.terms[slot], str(slot))
+        tensors |= more
+        slots[slot] = len(known.targets), bits, _explained(net, known, inputs.terms[slot])
+    if not slots:
+        raise InvalidModelError.at(
+            "training data",
+            found=f"fewer than {_FEWEST} points for every network",
+            expected="more or larger arrays",
+        )
+    manifest = {
+        "id": id,
+        "kind": kind,
+        "licence": licence,
+        "description": description,
+        "variables": list(applies_to),
+        "network": {"slots": network},
+        "training": {
+            "data": sorted({Path(source).name for source in sources}),
+            "bounds": [f"{bound.mode} {bound.value!r}" for bound in bounds],
+            "seed": seed,
+            "steps": steps,
+        },
+    }
+    judged = tuple(_judged(Pack.from_bytes(write_pack(manifest, tensors)), unseen, bounds, progress))
+    manifest["rates"] = [
+        {
+            "data": f"{Path(j.source).name}:{j.variable}",
+            "bound": j.bound,
+            "without": j.without,
+            "with": j.with_model,
+        }
+        for j in judged
+    ]
+    data = write_pack(manifest, tensors)
+    temporary = path.with_name(path.name + ".writing")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    return TrainingReport(Pack.from_bytes(data), path, slots, judged)
+
+
+def _chunks(source: Source, variables: Sequence[str]) -> Iterator[tuple[str, list[Array]]]:
+    """Read chunks of some frames, evenly spread over every variable."""
+    with open_source(source) as dataset:
+        for name, variable in dataset.data_vars.items():
+            if variables and name not in variables:
+                continue
+            if (
+                variable.ndim < 2
+                or variable.dtype.kind != "f"
+                or min(variable.shape) < 1
+                or min(variable.shape[-2:]) < 2
+            ):
+                continue
+            size = variable.shape[-2] * variable.shape[-1]
+            values = variable.to_numpy().reshape(-1, *variable.shape[-2:])
+            frames = min(10 if size > _LARGE else 48 if size > _SMALL else 128, len(values))
+            number = max(1, min(len(values) // frames, -(-_BUDGET // (frames * size))))
+            starts = np.linspace(0, len(values) - frames, number).astype(int)
+            chunks = [np.array(values[start : start + frames], np.float32) for start in starts]
+            yield str(name), [chunk[0] if frames == 1 else chunk for chunk in chunks]
+
+
+def _fitted(
+    samples: Samples,
+    terms: int,
+    hidden: Sequence[int],
+    steps: int,
+    seed: int,
+    kept: Path,
+    settings: Any,
+    progress: Callable[[int], None],
+) -> tuple[Any, float]:
+    """Train a network, or take that of an interrupted run on the same samples with the same settings."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    digest.update(samples.inputs.tobytes())
+    digest.update(samples.targets.tobytes())
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
+        if state["digest"] == digest.hexdigest():
+            net, _ = fit(samples, terms, hidden=hidden, steps=0)
+            net.load_state_dict(state["net"])
+            return net, state["bits"]
+    net, bits = fit(samples, terms, hidden=hidden, steps=steps, seed=seed, progress=progress)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    temporary = kept.with_suffix(".writing")
+    torch.save({"digest": digest.hexdigest(), "net": net.state_dict(), "bits": bits}, temporary)
+    temporary.replace(kept)
+    return net, bits
+
+
+def _explained(net: Any, samples: Samples, terms: int) -> float:
+    inputs, targets = samples.inputs[-50_000:], samples.targets[-50_000:]
+    with torch.no_grad():
+        correction = (
+            net(torch.tensor(inputs, dtype=torch.float32) / 64)[:, 0].numpy() * targets[:, 1] / (8 * terms)
+        )
+    before, after = (np.clip(r, -4, 4) for r in (targets[:, 0], targets[:, 0] - correction))
+    return float(1 - (after**2).sum() / max((before**2).sum(), 1e-30))
+
+
+def _judged(
+    pack: Pack,
+    unseen: Sequence[tuple[str, str, Array]],
+    bounds: Sequence[ErrorBound],
+    progress: Callable[[str, int, int], None],
+) -> Iterator[Judgement]:
+    for number, (source, name, chunk) in enumerate(unseen):
+        for bound in bounds:
+            if not np.isfinite(chunk).any():
+                continue
+            without = len(pipeline.encode(chunk, bound))
+            with_model = len(pipeline.encode(chunk, bound, models=(pack,)))
+            yield Judgement(source, name, f"{bound.mode} {bound.value!r}", chunk.size, without, with_model)
+        progress("judging", number + 1, len(unseen))
