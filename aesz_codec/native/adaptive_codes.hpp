@@ -34,7 +34,8 @@ class AdaptiveCodes {
         for (int64_t i = 0; i < l.count; ++i) {
             if (l.quiet && expected[i] == 0 && (magnitude(c.west) | west2) == 0 && among_zeros(l, i)) {
                 const int quiet = l.scale ? *std::max_element(l.scale + i, l.scale + i + kQuietBlock) / 2 : 0;
-                const int zeros = quiet_block(l.group, std::min(quiet, kQuietClasses - 1), decoding ? 0 : leading_zeros(code + i));
+                const int zeros =
+                    quiet_block(l.group, std::min(quiet, kQuietClasses - 1), decoding ? 0 : leading_zeros(code + i));
                 std::fill_n(code + i, zeros, 0);
                 i += zeros;
                 if (zeros == kQuietBlock) {
@@ -54,6 +55,7 @@ class AdaptiveCodes {
             c.other = other[i];
             c.north = north[i];
             if (l.scale) c.scale = l.scale[i];
+            c.west2 = west2;
             west2 = magnitude(c.west);
             c.west = remembered(code[i] = one(c, code[i]));
         }
@@ -63,7 +65,8 @@ class AdaptiveCodes {
     int32_t code_integer(int32_t value) { return code_signed(coder_, models_->integer, value); }
 
   private:
-    static constexpr int kQuietBits = 3, kQuietBlock = 1 << kQuietBits, kQuietClasses = 16;  // codes among zeros are coded so many at a time
+    static constexpr int kQuietBits = 3, kQuietBlock = 1 << kQuietBits,
+                         kQuietClasses = 16;  // codes among zeros are coded so many at a time
 
     // What is known of a value before it is coded.
     struct Context {
@@ -72,6 +75,7 @@ class AdaptiveCodes {
         int group = 0;
         bool learned = false;
         int scale = 0;  // learned
+        uint32_t west2 = 0;
     };
 
     // Whether a block of points is coded and has no neighbour but zeros.
@@ -93,7 +97,7 @@ class AdaptiveCodes {
         const int seen = scale_class(c.expected);
         const int both = c.scale + (c.expected ? seen + kLearnedFiner : std::min(c.scale, 12));
         const int scale = c.learned ? both / 2 : seen;
-        const int near = c.learned ? std::max(0, 2 * c.scale - scale) : scale_class(c.near);
+        const int near = c.learned ? scale_class(12 * magnitude(c.west) + 4 * c.west2) + kLearnedFiner : scale_class(c.near);
         // sums of comparisons: the outcomes are too random to branch on
         const int relative = (near >= scale) + (near > scale + 2) + (near + 2 >= scale);
         const int32_t sign = 16 * (2 * c.west + c.north), expected = static_cast<int32_t>(c.expected);

@@ -217,7 +217,7 @@ struct InterpolationPlan {
     double step = 0;         // quantizer step of the finest level
     int alpha16 = 16;        // step of level l = step / min(alpha^l, beta), both in 1/16
     int beta16 = 16;
-    double offset = 0;  // prediction of the first point
+    double offset = 0;                  // prediction of the first point
     const LearnedNets* nets = nullptr;  // or none
     LearnedSamples* samples = nullptr;  // to be filled, or none; encoder only
 
@@ -250,7 +250,8 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
           pyramid_(plan.frame, plan.levels()),
           order_(class_order(plan.frame.n, plan.reversed)),
           known_(2 * kFitLevels * order_.size()),
-          weights_(known_.size()) {
+          weights_(known_.size()),
+          gain_(known_.size(), -1) {
         const std::size_t width = static_cast<std::size_t>(plan.frame.dim[static_cast<std::size_t>(plan.frame.n - 1)]);
         prediction_.resize(width);
         code_.resize(width);
@@ -265,6 +266,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const std::size_t buffers = plan_.reference ? 2 : 1, planes = static_cast<std::size_t>(pyramid_.size());
         const std::unique_ptr<T[]> values(new T[buffers * planes]);  // every place is written before it is read
         const std::unique_ptr<int16_t[]> codes(new int16_t[buffers * planes]);
+        if (plan_.nets || plan_.samples) std::fill_n(codes.get(), buffers * planes, int16_t{0});  // fit_gain looks ahead
         for (int64_t f = 0; f < plan_.frames; ++f) {
             frame_ = f * size;
             referring_ = plan_.reference && f > 0;
@@ -289,7 +291,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                     if (!exists(order_[k], level)) continue;
                     const ClassGeometry geometry(plan_.frame, here, order_[k], int64_t{1} << level, order_, referring_);
                     const Weights w = pass_weights(geometry, level, k);
-                    code_pass(geometry, w, order_[k], level);
+                    code_pass(geometry, w, k, level);
                 }
                 if (level == 0) {
                     here.merge(values_, chunk_.out + frame_);
@@ -411,40 +413,61 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         });
     }
 
-    void code_pass(const ClassGeometry& geometry, const Weights& w, int set, int level) {
+    void code_pass(const ClassGeometry& geometry, const Weights& w, std::size_t k, int level) {
+        const int set = order_[k];
         const double step = plan_.step_at(level), inverse = 1.0 / step;
         const int64_t s = int64_t{1} << level;
         const Line line = line_of(set, s);
         const int group = std::min(level, 1) * 3 + std::min(geometry.layout.odd, 3) - 1;
-        const int slot = LearnedNets::slot(plan_.frame.n, set, referring_);
+        const int which = level < kLearnedLevels ? LearnedNets::slot(plan_.frame.n, set, referring_) : -1;
+        const Mlp* const net = plan_.nets && which >= 0 ? plan_.nets->find(which) : nullptr;
         std::optional<LearnedPass> learned;
-        if (level < kLearnedLevels && slot >= 0 && (plan_.samples || (plan_.nets && plan_.nets->net[static_cast<std::size_t>(slot)])))
-            learned.emplace(plan_.frame, pyramid_[level], set, s, order_, referring_);
+        if (which >= 0 && (plan_.samples || net)) learned.emplace(plan_.frame, pyramid_[level], set, s, order_, referring_);
+        const int gain = net ? pass_gain(geometry, w, *learned, *net, level, k) : 0;
         predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around& around, const auto& c) {
             gather(geometry, around, c, s, line, first);
             const int64_t at = frame_ + in_frame;
-            const uint8_t* scale = nullptr;
             if (learned) {
-                learned->look(source_.data(), first, c, line.count, prediction_.data(), step, sums_, learned_);
+                look(*learned, first, c, line.count, step);
                 if constexpr (!Codes::decoding)
                     if (plan_.samples)
-                        plan_.samples->add(slot, learned->inputs, learned_, chunk_.data + at, line.dx, this->mask_at(at), line.count,
-                                           prediction_.data(), inverse, level);
-                if (plan_.nets && plan_.nets->net[static_cast<std::size_t>(slot)]) {
-                    run_learned(*plan_.nets->net[static_cast<std::size_t>(slot)], learned_, line.count, step, prediction_.data());
-                    scale = learned_.scale.data();
+                        plan_.samples->add(which, learned->inputs, learned_, chunk_.data + at, line.dx, this->mask_at(at),
+                                           line.count, prediction_.data(), inverse, level);
+                if (net) {
+                    net->run(learned_.by_point(*net, line.count), line.count, learned_.outputs.data());
+                    learned_.apply(line.count, gain * step, prediction_.data());
                 }
             }
             if constexpr (!Codes::decoding)
                 quantize_line(chunk_.data + at, line.dx, line.count, prediction_.data(), step, inverse, chunk_.tolerance,
                               code_.data());
-            coder_.line({sums_, group, 4, true, this->mask_at(at), line.dx, line.count, scale}, code_.data());
+            coder_.line({sums_, group, 4, true, this->mask_at(at), line.dx, line.count, net ? learned_.scale.data() : nullptr},
+                        code_.data());
             if (!settle_line<Codes::clip>(prediction_.data(), code_.data(), step, line.count, values_ + first, codes_ + first))
                 for (int64_t i = 0; i < line.count; ++i)
                     if (code_[static_cast<std::size_t>(i)] == kOutlier)
                         this->settle(at + i * line.dx, prediction_[static_cast<std::size_t>(i)], step, kOutlier,
                                      values_[first + i], codes_[first + i]);
         });
+    }
+
+    template <class Coordinates>
+    void look(const LearnedPass& learned, int64_t first, const Coordinates& c, int64_t count, double step) {
+        const int16_t* const codes[2] = {codes_, codes_before_};
+        learned.look(source_.data(), codes, first, c, count, prediction_.data(), step, sums_, learned_);
+    }
+
+    // How much of the corrections of a pass is taken, in eighths; coded when it is first needed.
+    int pass_gain(const ClassGeometry& geometry, const Weights& w, const LearnedPass& learned, const Mlp& net, int level,
+                  std::size_t k) {
+        int& gain = gain_[slot(level, k)];
+        if (gain < 0) {
+            if constexpr (!Codes::decoding) gain = fit_gain(geometry, w, learned, net, order_[k], level);
+            const int64_t coded = int64_t{8} + coder_.code_integer(Codes::decoding ? 0 : gain - 8);
+            if (coded < 0 || coded > 16) throw CorruptStream("the gain of a network is out of range");
+            gain = static_cast<int>(coded);
+        }
+        return gain;
     }
 
     // Sums of the codes around every point of a line, but those of the line itself.
@@ -521,6 +544,39 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         fit_weights({n, chunk_.tolerance, Codes::narrow ? 1 : 2, 1e-3, kTooFew, false}, sampled, prior, defaults.data(),
                     w.data());
         return w;
+    }
+
+    // The gain with the cheapest codes on some lines: bytes grow with the logarithm of errors that exceed half a step.
+    int fit_gain(const ClassGeometry& geometry, const Weights& w, const LearnedPass& learned, const Mlp& net, int set,
+                 int level) {
+        constexpr int64_t kTooFew = 500, kEnough = 2000;  // points
+        constexpr int kGains[5] = {0, 3, 6, 8, 10};
+        const double step = plan_.step_at(level), inverse = 1.0 / step;
+        const int64_t s = int64_t{1} << level;
+        const Line line = line_of(set, s);
+        int64_t lines = 0, number = 0;
+        for_each_line(set, s, [&](int64_t, int64_t, const auto&) { ++lines; });
+        if (lines * line.count < kTooFew) return 8;
+        const int64_t skip = std::max<int64_t>(1, lines * line.count / kEnough);
+        std::array<double, 5> cost{};  // of gains 0, 3, 6, 8, 10
+        predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around& around, const auto& c) {
+            if (number++ % skip) return;
+            gather(geometry, around, c, s, line, first);
+            look(learned, first, c, line.count, step);
+            net.run(learned_.by_point(net, line.count), line.count, learned_.outputs.data());
+            const int64_t at = frame_ + in_frame;
+            for (int64_t i = 0; i < line.count; ++i) {
+                if (this->masked(at + i * line.dx)) continue;
+                const double lacks =
+                    (static_cast<double>(chunk_.data[at + i * line.dx]) - prediction_[static_cast<std::size_t>(i)]) * inverse;
+                const double correction = learned_.correction(i) * (1.0 / (1 << 24));
+                for (std::size_t g = 0; g < cost.size(); ++g) {
+                    const double error = lacks - kGains[g] * 0.125 * correction;
+                    cost[g] += std::log2(1 + 4 * error * error);
+                }
+            }
+        });
+        return kGains[std::min_element(cost.begin(), cost.end()) - cost.begin()];
     }
 
     // Fits the weights that many frames share, on a few of them.
@@ -605,6 +661,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     std::vector<int> order_;
     std::vector<bool> known_;
     std::vector<Weights> weights_;
+    std::vector<int> gain_;  // of networks; -1: not known yet
     std::vector<double> prediction_;
     std::vector<int32_t> code_;
     LineSums sums_;

@@ -10,8 +10,13 @@
 namespace aesz {
 
 // What the contexts are is told in `one`.
-constexpr int kMixedContexts[kContexts] = {kGroups * 80 * 3, 16 * 64,  24 * 24 * 3,      24 * 24 * 3,
-                                           12 * 12 * 12,     243 * 12, 80 * 24 * 3 > kGroups * 24 * 24 ? 80 * 24 * 3 : kGroups * 24 * 24};
+constexpr int kMixedContexts[kContexts] = {kGroups * 80 * 3,
+                                           16 * 64,
+                                           24 * 24 * 3,
+                                           24 * 24 * 3,
+                                           12 * 12 * 12,
+                                           243 * 12,
+                                           80 * 24 * 3 > kGroups * 24 * 24 ? 80 * 24 * 3 : kGroups * 24 * 24};
 
 template <class Coder>
 class MixedCodes {

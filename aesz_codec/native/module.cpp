@@ -156,11 +156,18 @@ void decode_with(const Plan& plan, int coder, const nb::bytes& bytes, const nb::
     });
 }
 
+void take_networks(InterpolationPlan& plan, const LearnedNets* nets, int coder) {
+    const CoderKind kind = coder_kind(coder);
+    if (nets && (plan.reversed || (kind != CoderKind::adaptive && kind != CoderKind::mixed)))
+        throw CorruptStream("networks do not go together with this coder or order of classes");
+    plan.nets = nets;
+}
+
 template <class T>
 nb::tuple encode_interpolation(Input<T> data, Mask mask, double tolerance, double step, double offset, int batch, bool reference,
                                bool reversed, int coder, int alpha16, int beta16, const LearnedNets* nets) {
     InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, reversed, alpha16, beta16});
-    plan.nets = nets;
+    take_networks(plan, nets, coder);
     return encode_with<T, InterpolationCoder>(plan, coder, data, mask, tolerance);
 }
 
@@ -185,7 +192,7 @@ template <class T>
 void decode_interpolation(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, int batch,
                           bool reference, bool reversed, int coder, int alpha16, int beta16, const LearnedNets* nets) {
     InterpolationPlan plan = interpolation_plan(out, {step, offset, batch, reference, reversed, alpha16, beta16});
-    plan.nets = nets;
+    take_networks(plan, nets, coder);
     decode_with<T, InterpolationCoder>(plan, coder, codes, outliers, out, mask);
 }
 
@@ -436,8 +443,8 @@ void bind_learned(nb::module_& m) {
         for (std::size_t k = 0; k < nets.size(); ++k) {
             if (nets[k].is_none()) continue;
             const Mlp& net = nb::cast<const Mlp&>(nets[k]);
-            check(net.inputs() == LearnedNets::inputs(static_cast<int>(k)) && net.outputs() == 2 && net.lowest() <= -kLargestInput &&
-                      net.highest() >= kLargestInput,
+            check(net.inputs() == LearnedNets::inputs(static_cast<int>(k)) && net.outputs() == 2 &&
+                      net.lowest() <= -kLargestInput && net.highest() >= kLargestInput,
                   "inputs or outputs of a network");
             self->net[k] = net;
         }
