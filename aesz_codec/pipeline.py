@@ -27,6 +27,7 @@ from .predictors import (
     PREDICTORS,
     Floats,
     Interpolation,
+    Learned,
     Mask,
     Predictor,
     Quantizer,
@@ -49,6 +50,7 @@ _MAX_LABELS = 15
 _LEAST_PADDING = 16  # fewer values are cheaper as they are
 _HOPELESS = 1.1  # times the bytes of the best on a sample
 _HOPELESS_PART = 1.2  # likewise, on the first part of a sample
+_WORTH_A_MODEL = {"default": 1.1, "max": 1.3}  # likewise, without the model that is to be tried
 _HARDLY_ANYTHING = 0.05  # bits a value
 _VALUES_PER_BYTE = 1 << 20  # no code is cheaper: docs/format.md, section 15
 _DIGEST_BYTES = 32  # of the section "model"
@@ -432,16 +434,18 @@ def _smallest(
 ) -> tuple[Predictor, bytes, bytes]:
     """Return the candidate that codes the values in the fewest bytes, and what it coded.
 
-    Candidates are tried on a sample. ``max`` codes the whole with the best of every kind; the others with the best of all,
-    each handicapped by the time that it costs.
+    Candidates are tried on a sample, those with a model last, and only where they are not far behind without it. ``max`` codes
+    the whole with the best of every kind; the others with the best of all, each handicapped by the time that it costs.
     """
     boxes = _samples(values.shape, effort)
     samples = [_cut(values, mask, quantizer, box) for box in boxes]
     count = sum(sample.size for sample, _, _ in samples)
     best: dict[Method, _Trial] = {}
+    tried: dict[Predictor, float] = {}  # bytes; more than anything if a candidate was given up
 
     def attempt(candidate: Predictor) -> None:
         coded: list[tuple[bytes, bytes]] = []
+        tried[candidate] = math.inf
         for sample in samples:
             try:
                 coded.append(candidate.encode(*sample))
@@ -452,16 +456,25 @@ def _smallest(
                 effort != "max" and _bytes(coded) > _HOPELESS_PART * least
             ):  # the other samples will not mend it
                 return
-        size = _bytes(coded)
+        tried[candidate] = size = _bytes(coded)
         named = 0.0 if candidate.model is None else _MODEL_BYTES * count / values.size  # the sample's share
         trial = _Trial(size * candidate.handicap(effort, 8 * size / count) + named, candidate, coded)
         if candidate.method not in best or trial.size < best[candidate.method].size:
             best[candidate.method] = trial
 
+    learned: list[Learned] = []
     for kind in PREDICTORS.values():
         rate = 8 * min((trial.size for trial in best.values()), default=0.0) / count
         usable = [model for model in models if model.kind == kind.kind]
         for candidate in kind.candidates(values.shape, effort, rate, usable):
+            if candidate.model is None:
+                attempt(candidate)
+            else:
+                learned.append(cast(Learned, candidate))
+    least = min(tried.values(), default=math.inf)
+    for candidate in learned:
+        plain = candidate.without_model()
+        if plain is None or tried.get(plain, 0) <= _WORTH_A_MODEL.get(effort, 1.0) * least:
             attempt(candidate)
     for leader in list(best.values()):
         for candidate in leader.candidate.refinements(effort):
@@ -470,7 +483,10 @@ def _smallest(
     least = leaders[0].size if leaders else 0.0
     finalists = [trial.candidate.final(effort) for trial in leaders[:1]]
     if effort == "max":
-        finalists = [trial.candidate.final(effort) for trial in leaders if trial.size <= _HOPELESS * least]
+        close = [trial.candidate for trial in leaders if trial.size <= _HOPELESS * least]
+        plains = [cast(Learned, c).without_model() for c in close if c.model is not None]
+        close += [c for c in plains if c is not None]  # whatever the sample said of the model
+        finalists = [candidate.final(effort) for candidate in close]
         if 8 * least < _HARDLY_ANYTHING * count:  # quiet blocks are cheaper than any decision
             finalists += [trial.candidate for trial in leaders[:1]]
     # a sample that is the whole need not be coded again

@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 
 from aesz_codec import lattice, pipeline
+from aesz_codec.packs import Pack
 from aesz_codec.predictors import Causal, Interpolation, Local
 from benchmarks import fields, rates, report
 from benchmarks.peers.aesz import Aesz
@@ -57,8 +58,10 @@ class Variant(Aesz):
             elif self.without == "frames of their own":
                 every = Interpolation.candidates
 
-                def candidates(shape: tuple[int, ...], effort: str, rate: float) -> Iterator[Interpolation]:
-                    return (c for c in every(shape, effort, rate) if c.batch == 0)
+                def candidates(
+                    shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
+                ) -> Iterator[Interpolation]:
+                    return (c for c in every(shape, effort, rate, models) if c.batch == 0)
 
                 stack.enter_context(mock.patch.object(Interpolation, "candidates", candidates))
             elif self.without == "refinements":

@@ -128,6 +128,9 @@ class Learned(Predictor, Protocol):
         InvalidModelError or UnsupportedModelError if they are not sound.
         """
 
+    def without_model(self) -> Self | None:
+        """Return the same choice without its model; None if there is none."""
+
 
 PREDICTORS: dict[Method, type[Predictor]] = {p.method: p for p in (Interpolation, Causal, Local)}
 LEARNED: dict[str, type[Learned]] = {"interpolation": Interpolation}

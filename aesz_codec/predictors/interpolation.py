@@ -93,7 +93,7 @@ class Interpolation:
         cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
     ) -> Iterator[Self]:
         """See `Predictor`: all axes at once, or frames of the last two; each also with every model, but for ``fast``."""
-        for plain in cls._without_model(shape, effort):
+        for plain in cls._plain_candidates(shape, effort):
             yield plain
             if effort != "fast":
                 needed = _SLOTS.get((len(shape) - plain.batch, plain.reference), ())
@@ -108,8 +108,12 @@ class Interpolation:
         """See `Learned`."""
         _networks(pack)
 
+    def without_model(self) -> Self | None:
+        """See `Learned`."""
+        return replace(self, model=None)
+
     @classmethod
-    def _without_model(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
+    def _plain_candidates(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
         coder = Coder.STATIC if effort == "fast" else Coder.ADAPTIVE
         yield cls(coder=coder)
         frames = range(max(1, len(shape) - 2), len(shape) - 1) if effort != "max" else range(1, len(shape))

@@ -372,7 +372,9 @@ class LocalWherePossible(Local):
     """Proposed for shapes of any size that have the axes."""
 
     @classmethod
-    def candidates(cls, shape: tuple[int, ...], effort: str, rate: float) -> Iterator[Local]:
+    def candidates(
+        cls, shape: tuple[int, ...], effort: str, rate: float, models: object = ()
+    ) -> Iterator[Local]:
         if len(shape) > 1:
             yield Local()
 
