@@ -17,13 +17,18 @@ class Aesz:
     effort: str = "default"
     max_ndim: int | None = None
     family: str = "aesz"
+    models: tuple[str, ...] = ()  # files of packs
 
     @property
     def name(self) -> str:
-        return f"aesz-{self.effort}"
+        return f"aesz-{self.effort}" + ("-models" if self.models else "")
 
     def compress(self, chunk: np.ndarray, tolerance: float) -> bytes:
-        return bytes(AESZ(error_bound=tolerance, mode="abs", effort=self.effort).encode(chunk))
+        return bytes(
+            AESZ(
+                error_bound=tolerance, mode="abs", effort=self.effort, model=list(self.models) or None
+            ).encode(chunk)
+        )
 
     def decompress(self, stream: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         # The stream knows its shape and dtype: the benchmark checks what comes back, nothing is forced here.

@@ -1,0 +1,166 @@
+"""Training of packs, from files to a model that saves bytes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+
+pytest.importorskip("torch")
+
+from aesz_codec import pipeline
+from aesz_codec.bounds import ErrorBound
+from aesz_codec.cli import main
+from aesz_codec.errors import InvalidConfigError, InvalidModelError
+from aesz_codec.packs import Pack
+from aesz_codec.train.training import train
+
+
+def waves(seed: int, shape: tuple[int, ...] = (24, 48, 64)) -> np.ndarray:
+    """Travelling waves with a little noise: what interpolation leaves over has structure to learn."""
+    rng = np.random.default_rng(seed)
+    t, y, x = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
+    field = np.zeros(shape)
+    for _ in range(12):
+        kx, ky, w, phase = rng.normal(0, 0.25), rng.normal(0, 0.25), rng.normal(0, 0.2), rng.uniform(0, 6.3)
+        field += np.sin(kx * x + ky * y + w * t + phase)
+    return (field + 0.01 * rng.normal(size=shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    paths = []
+    for seed in range(3):
+        paths.append(folder / f"waves{seed}.nc")
+        xr.Dataset(
+            {"waves": (("t", "y", "x"), waves(seed)), "flag": (("t",), np.zeros(24, np.int8))}
+        ).to_netcdf(paths[-1])
+    return paths
+
+
+def settings(**more):
+    return {
+        "id": "waves",
+        "licence": "CC0-1.0",
+        "steps": 80,
+        "hidden": (12,),
+        "bounds": [ErrorBound("range_rel", 1e-2)],
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def report(files, tmp_path_factory):
+    return train(
+        "interpolation",
+        files[:2],
+        tmp_path_factory.mktemp("packs") / "waves.aeszpack",
+        validate=files[2:],
+        **settings(),
+    )
+
+
+def test_a_trained_model_saves_bytes_on_data_it_has_not_seen(report):
+    assert report.judged and all(j.with_model < j.without for j in report.judged)
+    assert report.break_even < 100
+    assert set(report.slots) == set(range(13))
+    array = waves(7)
+    bound = ErrorBound("abs", 0.05)
+    plain, learned = pipeline.encode(array, bound), pipeline.encode(array, bound, models=(report.pack,))
+    assert len(learned) < len(plain)
+    decoded = pipeline.decode(learned, find_model=lambda digest: report.pack)
+    assert np.abs(decoded.astype(np.float64) - array).max() <= 0.05
+
+
+def test_the_pack_says_what_it_was_trained_on_and_what_it_saved(report):
+    pack = Pack.from_file(report.path)
+    assert pack.digest == report.pack.digest
+    assert list(pack.manifest["training"]["data"]) == ["waves0.nc", "waves1.nc"]
+    assert pack.manifest["rates"][0]["data"] == "waves2.nc:waves"
+
+
+def test_the_same_data_and_seed_give_the_same_pack(files, report, tmp_path):
+    again = train("interpolation", files[:2], tmp_path / "again.aeszpack", validate=files[2:], **settings())
+    assert again.pack.digest == report.pack.digest
+
+
+def test_an_interrupted_run_goes_on(files, tmp_path, report):
+    out = tmp_path / "waves.aeszpack"
+    done = []
+
+    def stop(what, steps, total):
+        done.append((what, steps))
+        if what == "training" and steps >= 240:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train("interpolation", files[:2], out, validate=files[2:], progress=stop, **settings())
+    assert not out.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["waves.aeszpack.partial"]
+    trained = []
+    result = train(
+        "interpolation",
+        files[:2],
+        out,
+        validate=files[2:],
+        progress=lambda what, steps, total: trained.append(steps) if what == "training" else None,
+        **settings(),
+    )
+    assert min(trained) > 160, "networks 0 and 1 were trained again"
+    assert result.pack.digest == report.pack.digest
+    assert [p.name for p in tmp_path.iterdir()] == ["waves.aeszpack"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"kind": "horoscope"}, InvalidConfigError, "'interpolation'"),
+        ({"variables": ["t2m"]}, InvalidConfigError, "t2m"),
+        ({"bounds": [ErrorBound("pw_rel", 1e-2)]}, InvalidConfigError, "abs or range_rel"),
+    ],
+)
+def test_bad_requests_are_refused(files, tmp_path, change, error, text):
+    options = settings(**{k: v for k, v in change.items() if k != "kind"})
+    with pytest.raises(error, match=text):
+        train(change.get("kind", "interpolation"), files[:1], tmp_path / "x.aeszpack", **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.nan, 3.5])
+def test_nothing_to_learn_from(tmp_path, value):
+    path = tmp_path / "flat.nc"
+    xr.Dataset({"v": (("y", "x"), np.full((40, 40), value, np.float32))}).to_netcdf(path)
+    with pytest.raises(InvalidModelError, match="NaN, or constant"):
+        train("interpolation", [path], tmp_path / "x.aeszpack", **settings())
+    assert [p.name for p in tmp_path.iterdir()] == ["flat.nc"]
+
+
+def test_the_command_trains_and_tells(files, tmp_path, capsys):
+    arguments = [
+        "train",
+        "interpolation",
+        str(files[0]),
+        "--validate",
+        str(files[2]),
+        "--out",
+        str(tmp_path / "w.aeszpack"),
+    ]
+    assert (
+        main([*arguments, "--id", "w", "--licence", "CC0-1.0", "--steps", "40", "--bound", "range_rel=1e-2"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    assert "waves2.nc:waves" in out and "digest" in out
+    assert main([*arguments, "--id", "w", "--licence", "CC0-1.0", "--bound", "1e-2"]) == 2
+    assert "range_rel=VALUE" in capsys.readouterr().err
+
+
+def test_nothing_but_training_imports_torch():
+    code = (
+        "import sys, aesz_codec, aesz_codec.cli, aesz_codec.zoo, aesz_codec.packs, aesz_codec.nets, aesz_codec.codec, "
+        "aesz_codec.zarr_codec, aesz_codec.conversion, aesz_codec.train.packing; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
