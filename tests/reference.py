@@ -1,7 +1,8 @@
 """A slow second decoder of the stream format, written from docs/format.md alone.
 
-It shares no code with the package and is the independent check of that page: one class or function a section,
-Python integers for the range coder, Python floats (binary64, one rounding an operation) for the arithmetic.
+It is the independent check of that page: one class or function a section, Python integers for the range coder, Python
+floats (binary64, one rounding an operation) for the arithmetic.  It shares no code with the package, but for networks, whose
+own slow evaluation in NumPy (docs/networks.md) it calls.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from typing import Any
 
 import numpy as np
 from numcodecs.zstd import Zstd
+
+from aesz_codec.nets import Network
+from aesz_codec.packs import plain
 
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 CONSTANT, INTERPOLATION, CAUSAL, LOSSLESS, BYTES, LOCAL = range(6)
@@ -420,10 +424,10 @@ def class_of(x: int) -> int:
     return min(4 * (e - 2) + ((v >> (e - 2)) & 3), 63)
 
 
-def law(s: int, nonzero: bool) -> list[int]:
+def law(s: int, nonzero: bool, shift: int, one: int = 16) -> list[int]:
+    """The edges of a class; magnitudes are in 1/`one`."""
     o = s // 4
-    shift = max(0, o - 3)
-    unit = 16 << shift
+    unit = one << shift
     mean = max(1, ((4 + s % 4) << o) - 4 + ((1 << o) >> 1))
     wide = 3 * mean + unit
     x, y, weight = 1 << 20, 1 << 16, [0] * 32
@@ -438,6 +442,13 @@ def law(s: int, nonzero: bool) -> list[int]:
     return [sum(weight[:i]) * 32736 // total + i for i in range(32)] + [32768]
 
 
+def variant_of(s: int, n: int, expected: int, west: int, north: int) -> int:
+    relative = 3 if n > s + 2 else 2 if n >= s else 0 if n + 2 < s else 1
+    g = 16 * (2 * west + north)
+    bias = (4 if g > expected else 3) if g > 0 else 2 if g == 0 else 0 if g < -expected else 1
+    return 5 * relative + bias
+
+
 class ResidualDecoder:
     """Codes and weights from one range-coded section; every model starts afresh."""
 
@@ -447,20 +458,22 @@ class ResidualDecoder:
         self.mixers = defaultdict(lambda: Mixer(4))
         self.parents: dict[tuple, Distribution] = {}
         self.children: dict[tuple, Distribution] = {}
-        self.quiet: defaultdict[int, Bit] = defaultdict(Bit)
+        self.quiet: defaultdict[tuple, Bit] = defaultdict(Bit)
         self.first: defaultdict[tuple, Bit] = defaultdict(Bit)
         self.outlier = Bit()
         self.beyond = [Bit() for _ in range(32)]
         self.integer = [Bit() for _ in range(32)]
 
-    def read_quiet_block(self, group: int) -> list[int]:
-        """The codes of a quiet block up to the first that is not 0 (section 10)."""
-        if self.quiet[group].read(self.coder):
+    def read_quiet_block(self, group: int, scales: list[int] | None = None) -> list[int]:
+        """The codes of a quiet block up to the first that is not 0 (section 10); `scales` of the eight, if learned."""
+        if self.quiet[group, min(max(scales) // 2, 15) if scales else 0].read(self.coder):
             return [0] * 8
         node = 1
         for _ in range(3):
             node = 2 * node + self.first[group, node].read(self.coder)
-        return [0] * (node - 8) + [self.read_symbol(True, group, 0, 12)]
+        zeros = node - 8
+        lonely = ("lonely", group, scales[zeros]) if scales else ("nonzero", group, 0, 12)
+        return [0] * zeros + [self.read_symbol("nonzero", 0, lonely)]
 
     def read_integer(self) -> int:
         folded = read_golomb(self.coder, self.integer)
@@ -468,10 +481,7 @@ class ResidualDecoder:
 
     def read_code(self, expected: int, near: int, other: int, west: int, north: int, group: int) -> int:
         s, n = class_of(expected), class_of(near)
-        relative = 3 if n > s + 2 else 2 if n >= s else 0 if n + 2 < s else 1
-        g = 16 * (2 * west + north)
-        bias = (4 if g > expected else 3) if g > 0 else 2 if g == 0 else 0 if g < -expected else 1
-        variant = 5 * relative + bias
+        variant = variant_of(s, n, expected, west, north)
         nonzero = self.zeros and s < 8
         if nonzero:
             w4 = 4 * min(abs(west), 3) + min(abs(north), 3)
@@ -479,17 +489,27 @@ class ResidualDecoder:
             keys = ("scale", group, s), ("near", group, n2, w4), ("other", o2, n2, s), ("same", group, w4, s)
             if not self.mixers[group].read(self.coder, [self.zero[key] for key in keys]):
                 return 0
-        return self.read_symbol(nonzero, group, s, variant)
+        kind = "nonzero" if nonzero else "any"
+        return self.read_symbol(kind, s, (kind, group, s, variant))
 
-    def read_symbol(self, nonzero: bool, group: int, s: int, variant: int) -> int:
-        """The code behind a symbol of class `s`."""
-        if (nonzero, s) not in self.parents:
-            edge = law(s, nonzero)
-            self.parents[nonzero, s] = Distribution(edge, Distribution(edge, None, 0), 256)
-        parent = self.parents[nonzero, s]
-        if (nonzero, group, s, variant) not in self.children:
-            self.children[nonzero, group, s, variant] = Distribution(parent.edge, parent, 32)
-        child = self.children[nonzero, group, s, variant]
+    def read_learned(self, t: int, expected: int, west: int, ww: int, north: int, group: int) -> int:
+        """Section 18: the code of a point of class `t`."""
+        v = class_of(expected) + 16 if expected > 0 else min(t, 12)
+        s = (t + v) // 2
+        n = class_of(12 * abs(west) + 4 * abs(ww)) + 16
+        variant = variant_of(s, n, expected, west, north)
+        return self.read_symbol("learned", s, ("learned", group, s, variant))
+
+    def read_symbol(self, kind: str, s: int, child_of: tuple) -> int:
+        """The code behind a symbol of class `s`, by one of the children of a parent."""
+        shift = max(0, s // 4 - (7 if kind == "learned" else 3))
+        if (kind, s) not in self.parents:
+            edge = law(s, kind == "nonzero", shift, 256 if kind == "learned" else 16)
+            self.parents[kind, s] = Distribution(edge, Distribution(edge, None, 0), 256)
+        parent = self.parents[kind, s]
+        if child_of not in self.children:
+            self.children[child_of] = Distribution(parent.edge, parent, 32)
+        child = self.children[child_of]
         symbol = self.coder.symbol(child.edge)
         parent.update(symbol)
         child.update(symbol)
@@ -501,7 +521,6 @@ class ResidualDecoder:
             high = 15 + read_golomb(self.coder, self.beyond)
         else:
             high = symbol - 16
-        shift = max(0, s // 4 - 3)
         low = self.coder.raw(shift) if shift else 0
         return clamp(high * 2**shift + low, -(2**30), 2**30)
 
@@ -519,8 +538,14 @@ class MixedDecoder:
 
     read_integer = ResidualDecoder.read_integer
 
-    def read_line(self, contexts: list[tuple[int, ...]], masked: list[bool], west_weight: int) -> list[int]:
-        """`contexts`: (expected without `west` and `ww`, near, other, north, group) of every place."""
+    def read_line(
+        self,
+        contexts: list[tuple[int, ...]],
+        masked: list[bool],
+        west_weight: int,
+        scales: list[int] | None = None,
+    ) -> list[int]:
+        """`contexts`: (expected without `west` and `ww`, near, other, north, group) of every place; `scales` if learned."""
         codes, west, ww = [], 0, 0
         norths = [0, *(context[3] for context in contexts), 0]
         for i, (expected, near, other, north, group) in enumerate(contexts):
@@ -529,11 +554,14 @@ class MixedDecoder:
                 continue
             expected += west_weight * abs(west) + abs(ww)
             around = west, north, norths[i + 2], norths[i], ww
-            codes.append(self.read_code(expected, near, other, around, group))
+            t = scales[i] if scales else None
+            codes.append(self.read_code(expected, near, other, around, group, t))
             west, ww = clamp(codes[-1], -4095, 4095) if codes[-1] != OUTLIER else 4095, west
         return codes
 
-    def read_code(self, expected: int, near: int, other: int, around: tuple[int, ...], group: int) -> int:
+    def read_code(
+        self, expected: int, near: int, other: int, around: tuple[int, ...], group: int, t: int | None
+    ) -> int:
         west, north, northeast, northwest, ww = around
         s = class_of(expected)
         s2, s4 = min(s // 2, 23), min(s // 4, 11)
@@ -555,6 +583,8 @@ class MixedDecoder:
             signs * 12 + s4,
             (24 * group + n2) * 24 + o2,
         ]
+        if t is not None:  # section 18
+            contexts[0], contexts[6] = (80 * group + t) * 3 + bias, (24 * t + s2) * 3 + bias
         token = self.tokens.read_token(contexts, 16 * group + min(s // 4, 15))
         if abs(token) > 10 and self.outlier.read(self.coder):
             return OUTLIER
@@ -767,8 +797,15 @@ class ClosedLoop:
         if self.static:
             self.static.finish()
 
-    def visit(self, at: int, prediction: float, step: float, context: tuple[int, ...]) -> bool:
-        """Set the value at `at`; whether it took a code."""
+    def visit(
+        self,
+        at: int,
+        prediction: float,
+        step: float,
+        context: tuple[int, ...],
+        learned: tuple[int, int] | None = None,
+    ) -> bool:
+        """Set the value at `at`; whether it took a code.  `learned`: its class and `ww` (section 18)."""
         if self.labels[at]:
             self.remembered[at] = 0
             self.values[at] = prediction
@@ -779,18 +816,28 @@ class ClosedLoop:
         elif self.mixed:
             expected, near, other, _, north, group = context
             q = self.mixed.read_line([(expected, near, other, north, group)], [False], 0)[0]
+        elif learned:
+            expected, _, _, west, north, group = context
+            q = self.residuals.read_learned(learned[0], expected, west, learned[1], north, group)
         else:
             q = self.residuals.read_code(*context)
         self.settle(at, prediction, step, q)
         return True
 
-    def visit_line(self, line: list[tuple], contexts: list[tuple], step: float, west_weight: int) -> None:
-        """With the static and the mixed coder: `line` has places and what predicts each."""
+    def visit_line(
+        self,
+        line: list[tuple],
+        contexts: list[tuple],
+        step: float,
+        west_weight: int,
+        scales: list[int] | None = None,
+    ) -> None:
+        """With the static and the mixed coder: `line` has places and what predicts each; `scales` if learned."""
         masked = [bool(self.labels[at]) for at, _ in line]
         if self.static:
             codes = self.static.read_line([context[0] for context in contexts], masked, contexts[0][-1])
         else:
-            codes = self.mixed.read_line(contexts, masked, west_weight)
+            codes = self.mixed.read_line(contexts, masked, west_weight, scales)
         for (at, predict), q in zip(line, codes, strict=True):
             if self.labels[at]:
                 self.values[at] = predict()
@@ -824,9 +871,10 @@ def decode_interpolation(loop: ClosedLoop, plan: bytes, model: Any = None) -> No
     require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
     require(batch < len(loop.shape) and flags < 32 and alpha16 >= 16 and beta16 >= 16, "plan")
     require(flags & 18 != 18, "a model, and the other order")
-    if model is not None:
-        raise NotImplementedError("learned interpolation")
-    loop.choose(flags >> 2 & 3)
+    coder = flags >> 2 & 3
+    require(not flags & 16 or coder in (0, 3), "a model, and a coder that knows none")
+    networks = {} if model is None else networks_of(model)
+    loop.choose(coder)
     axes = loop.shape[batch:]
     size, n_axes = math.prod(axes), len(axes)
     alpha, beta = alpha16 / 16, beta16 / 16
@@ -841,6 +889,7 @@ def decode_interpolation(loop: ClosedLoop, plan: bytes, model: Any = None) -> No
 
     classes = sorted(range(1, 1 << n_axes), key=lambda c: (c.bit_count(), -c if flags & 2 else c))
     coded: dict[tuple, dict] = {}
+    gains: dict[tuple, int] = {}
     for frame in range(math.prod(loop.shape[:batch])):
         refers = bool(flags & 1) and frame > 0
         start = frame * size
@@ -857,7 +906,15 @@ def decode_interpolation(loop: ClosedLoop, plan: bytes, model: Any = None) -> No
                     if key not in coded:
                         coded[key] = {name: [loop.weight(w) for w in ws] for name, ws in weights.items()}
                     weights = coded[key]
-                Pass(loop, axes, start, level, odd, weights, refers, bool(flags & 2)).run(step_of(level))
+                work = Pass(loop, axes, start, level, odd, weights, refers, bool(flags & 2))
+                network = networks.get(slot_of(n_axes, members, refers)) if level < 4 else None
+                if network is not None:
+                    key = (refers, level, members)
+                    if key not in gains:
+                        gains[key] = 8 + (loop.mixed or loop.residuals).read_integer()
+                        require(0 <= gains[key] <= 16, "gain")
+                    work.learned = Learned(work, network, gains[key], step_of(level))
+                work.run(step_of(level))
 
 
 def default_weights(n_axes: int, m: int, refers: bool) -> dict[str, list[int]]:
@@ -878,6 +935,7 @@ class Pass:
     weights: dict[str, list[int]]
     refers: bool
     reverse: bool
+    learned: Learned | None = None
 
     def __post_init__(self) -> None:
         self.s = 1 << self.level
@@ -892,9 +950,13 @@ class Pass:
             places = [(*before, last) for last in ranges[-1]]
             line = [(c, self.start + self.distance(c)) for c in places]
             contexts = [self.context(c, at) for c, at in line]
+            predictions = [self.predict(c, at) for c, at in line]  # nothing in a line depends on its own values
+            scales = self.learned.correct(line, predictions, contexts) if self.learned else None
             if loop.static or loop.mixed:
-                predicted = [(at, functools.partial(self.predict, c, at)) for c, at in line]
-                loop.visit_line(predicted, contexts, step, 4)
+                predicted = [
+                    (at, functools.partial(float, p)) for (_, at), p in zip(line, predictions, strict=True)
+                ]
+                loop.visit_line(predicted, contexts, step, 4, scales)
                 continue
             west = ww = i = 0
             while i < len(line):
@@ -904,15 +966,17 @@ class Pass:
                     and i + 8 <= len(line)
                     and not any(loop.labels[line[k][1]] or contexts[k][0] for k in ahead)
                 ):
-                    codes = loop.residuals.read_quiet_block(contexts[i][-1])
-                    for (c, at), q in zip(line[i:], codes, strict=False):
-                        loop.settle(at, self.predict(c, at), step, q)
+                    group = contexts[i][-1]
+                    codes = loop.residuals.read_quiet_block(group, scales[i : i + 8] if scales else None)
+                    for k, q in enumerate(codes, i):
+                        loop.settle(line[k][1], predictions[k], step, q)
                     west = loop.remembered[line[i + len(codes) - 1][1]]
                     i += len(codes)
                     continue
-                (c, at), (expected, near, other, north, group) = line[i], contexts[i]
+                at, (expected, near, other, north, group) = line[i][1], contexts[i]
                 expected += 4 * abs(west) + abs(ww)
-                if loop.visit(at, self.predict(c, at), step, (expected, near, other, west, north, group)):
+                context = (expected, near, other, west, north, group)
+                if loop.visit(at, predictions[i], step, context, (scales[i], ww) if scales else None):
                     west, ww = loop.remembered[at], west
                 i += 1
 
@@ -1009,6 +1073,115 @@ class Pass:
         near = n * (16 // (2 * m))
         other = 16 * abs(reference if self.refers else plane)
         return expected, near, other, north, 3 * min(self.level, 1) + min(m, 3) - 1
+
+
+# 18. Learned interpolation --------------------------------------------------------------------------------
+
+
+def networks_of(model: Any) -> dict[int, Network]:
+    """The networks of a pack by slot (docs/packs.md)."""
+    slots = model.manifest["network"]["slots"]
+    networks = {int(slot): Network.load(plain(entry), model.tensors) for slot, entry in slots.items()}
+    require(set(networks) <= set(range(13)), "slots")
+    return networks
+
+
+def slot_of(n_axes: int, members: int, refers: bool) -> int | None:
+    if n_axes == 2:
+        return members - 1 + (3 if refers else 0)
+    return members + 5 if n_axes == 3 and not refers else None
+
+
+def nearest(n_axes: int, reach: int, count: int, known: Callable[[tuple[int, ...]], bool]) -> list[tuple]:
+    offsets = itertools.product(range(-reach, reach + 1), repeat=n_axes)
+    return sorted(filter(known, offsets), key=lambda o: (sum(d * d for d in o), o))[:count]
+
+
+class Learned:
+    """Corrections and classes of the codes of one pass."""
+
+    def __init__(self, work: Pass, network: Network, gain: int, step: float) -> None:
+        self.work, self.network, self.gain, self.step = work, network, gain, step
+        n_axes = len(work.axes)
+
+        def known(offset: tuple[int, ...]) -> bool:
+            odd = [a for a, d in enumerate(offset) if (d + (a in work.odd)) % 2]
+            if odd == work.odd:
+                return next((d < 0 for d in offset[:-1] if d), False)
+
+            def rank(axes: list[int]) -> tuple[int, int]:
+                return len(axes), sum(1 << a for a in axes)
+
+            return not odd or rank(odd) < rank(work.odd)
+
+        def along(axis: int, steps: int, last: int = 0) -> tuple[int, ...] | None:
+            offset = [0] * n_axes
+            if axis < 0:
+                return None
+            offset[axis] = steps
+            offset[-1] += last
+            return tuple(offset)
+
+        self.around = nearest(n_axes, 4, 24, known)
+        self.before = nearest(n_axes, 2, 13, lambda offset: True) if work.refers else []
+        beside = [along(a, d) for a in work.odd for d in (-1, 1)][:4]
+        north = n_axes - 2
+        self.codes = [*beside, *[None] * (4 - len(beside)), along(north, -2), along(north, -2, -2)]
+        self.codes += [along(north, -2, 2), None if work.refers else along(north - 1, -2)]
+
+    def place(self, c: tuple[int, ...], at: int, offset: tuple[int, ...]) -> int | None:
+        """Where there is the value at this offset, if it is in the frame."""
+        work = self.work
+        c = tuple(i + d * work.s for i, d in zip(c, offset, strict=True))
+        inside = all(0 <= i < n for i, n in zip(c, work.axes, strict=True))
+        return at + work.s * work.distance(offset) if inside else None
+
+    def inputs(self, c: tuple[int, ...], at: int, p: float, context: tuple[int, ...]) -> list[int]:
+        work = self.work
+        v, remembered = work.loop.v, work.loop.remembered
+        u = 8 / self.step if self.step else math.inf
+
+        def difference(where: int | None) -> int:
+            if where is None:
+                return 0
+            d = (v[where] - p) * u
+            return 32767 if math.isnan(d) else round(min(max(d, -32767.0), 32767.0))
+
+        x = [difference(self.place(c, at, offset)) for offset in self.around]
+        spread = 24 + sum(map(abs, x))
+        reciprocal = 6291456 // spread
+        for offset in self.before:
+            where = self.place(c, at, offset)
+            x.append(difference(None if where is None else where - work.frame_size))
+        for offset in self.codes:
+            where = None if offset is None else self.place(c, at, offset)
+            x.append(0 if where is None else 8 * remembered[where])
+        if work.refers:
+            x[-1] = 8 * remembered[at - work.frame_size]
+        x = [clamp((d * reciprocal + 2048) >> 12, -511, 511) for d in x]
+        expected, near, other = context[:3]
+        summaries = [8 * (class_of(sum16) - 16) for sum16 in (near, expected, other)]
+        return [*x, 8 * (spread_class(spread) - 32), *summaries, spread]
+
+    def correct(
+        self, line: list[tuple], predictions: list[float], contexts: list[tuple[int, ...]]
+    ) -> list[int]:
+        """The classes of the codes of a line; its predictions are corrected in place."""
+        rows = [
+            self.inputs(c, at, p, context)
+            for (c, at), p, context in zip(line, predictions, contexts, strict=True)
+        ]
+        outputs = self.network(np.array([row[:-1] for row in rows], np.int16), backend="numpy").tolist()
+        scales = []
+        for i, ((o, q), row) in enumerate(zip(outputs, rows, strict=True)):
+            predictions[i] += (o * row[-1]) * ((self.gain * self.step) * 2.0**-27)
+            scales.append(clamp(spread_class(row[-1]) + ((q + 512) >> 10), 0, 79))
+        return scales
+
+
+def spread_class(x: int) -> int:
+    e = x.bit_length() - 1
+    return 4 * (e - 2) + ((x >> (e - 2)) & 3)
 
 
 # 11. Causal ------------------------------------------------------------------------------------------------

@@ -46,14 +46,7 @@ def test_decodes(name):
     assert list(pipeline.describe(stream).shape) == ACCEPTED[name]["shape"]
 
 
-LEARNED = pytest.mark.xfail(
-    raises=NotImplementedError, strict=True, reason="no networks in the reference yet"
-)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=LEARNED) if "/learned" in name else name for name in ACCEPTED]
-)
+@pytest.mark.parametrize("name", ACCEPTED)
 def test_reference_decodes(reference, name):
     check(reference.decode((GOLDEN / f"{name}.aesz").read_bytes(), find_model), ACCEPTED[name])
 

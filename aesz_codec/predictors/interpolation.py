@@ -40,6 +40,7 @@ __all__ = ["Interpolation"]
 
 # The networks of a pack: by the number of axes of a frame and whether it refers to the one before, the slots of its classes.
 _SLOTS = {(2, False): range(3), (2, True): range(3, 6), (3, False): range(6, 13)}
+_WITH_MODEL = (Coder.ADAPTIVE, Coder.MIXED)  # the coders that know what networks say of codes
 _LEAST_SAVED = 1.003  # what bytes with a model count on a sample
 
 
@@ -74,7 +75,7 @@ class Interpolation:
     coder : Coder
         How the codes are written.
     model : Pack or None
-        Networks that correct the predictions; not together with `reversed`.
+        Networks that correct the predictions; only with ``Coder.ADAPTIVE`` and ``Coder.MIXED``, and not with `reversed`.
     """
 
     batch: int = 0
@@ -167,13 +168,14 @@ class Interpolation:
         step, offset = plan.unpack("dd")
         batch, flags, alpha16, beta16 = plan.take(4)
         plan.end()
-        if flags > 31 or flags & 18 == 18 or alpha16 < 16 or beta16 < 16:
+        coder = Coder(flags >> 2 & 3)
+        alone = flags & 2 or coder not in _WITH_MODEL  # what there is no model with
+        if flags > 31 or (flags & 16 and alone) or alpha16 < 16 or beta16 < 16:
             raise corrupt(
                 "plan",
                 f"flags {flags}, alpha {alpha16}, beta {beta16}",
-                "flags below 32 and no model with 'reversed', the others from 16",
+                "flags below 32, a model only with coders 0 and 3 and without 'reversed', the others from 16",
             )
-        coder = Coder(flags >> 2 & 3)
         return cls(batch, bool(flags & 1), bool(flags & 2), alpha16, beta16, coder), step, offset
 
     def describe(self) -> dict[str, Any]:
