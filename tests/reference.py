@@ -823,7 +823,10 @@ def decode_interpolation(loop: ClosedLoop, plan: bytes, model: Any = None) -> No
     step, offset, batch, flags, alpha16, beta16 = struct.unpack("<ddBBBB", plan)
     require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
     require(batch < len(loop.shape) and flags < 32 and alpha16 >= 16 and beta16 >= 16, "plan")
-    require(flags & 18 != 18, "a model, and the other order")
+    require(
+        flags < 16 or (not flags & 2 and flags >> 2 & 3 in (0, 3)),
+        "a model, and the other order or another coder",
+    )
     if model is not None:
         raise NotImplementedError("learned interpolation")
     loop.choose(flags >> 2 & 3)

@@ -74,7 +74,7 @@ class Interpolation:
     coder : Coder
         How the codes are written.
     model : Pack or None
-        Networks that correct the predictions; not together with `reversed`.
+        Networks that correct the predictions; not together with `reversed`, and with coders 0 and 3 only.
     """
 
     batch: int = 0
@@ -167,13 +167,14 @@ class Interpolation:
         step, offset = plan.unpack("dd")
         batch, flags, alpha16, beta16 = plan.take(4)
         plan.end()
-        if flags > 31 or flags & 18 == 18 or alpha16 < 16 or beta16 < 16:
+        coder = Coder(flags >> 2 & 3)
+        impossible = flags & 16 and (flags & 2 or coder not in (Coder.ADAPTIVE, Coder.MIXED))
+        if flags > 31 or impossible or alpha16 < 16 or beta16 < 16:
             raise corrupt(
                 "plan",
                 f"flags {flags}, alpha {alpha16}, beta {beta16}",
-                "flags below 32 and no model with 'reversed', the others from 16",
+                "flags below 32, a model only in the usual order and with coders 0 and 3, the others from 16",
             )
-        coder = Coder(flags >> 2 & 3)
         return cls(batch, bool(flags & 1), bool(flags & 2), alpha16, beta16, coder), step, offset
 
     def describe(self) -> dict[str, Any]:

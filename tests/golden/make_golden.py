@@ -271,9 +271,7 @@ def accepted_1_2() -> Iterator[tuple[str, bytes]]:
     refers = Interpolation(1, reference=True, model=model)
     yield "learned_frames_reference", forced(refers, frames).to_bytes()
     yield "learned_steps", forced(Interpolation(alpha16=24, beta16=40, model=model), frames[0]).to_bytes()
-    for coder in (Coder.ADAPTIVE_ZEROS, Coder.STATIC, Coder.MIXED):
-        predictor = Interpolation(coder=coder, model=model)
-        yield f"learned_{coder.name.lower()}", forced(predictor, frames).to_bytes()
+    yield "learned_mixed", forced(Interpolation(coder=Coder.MIXED, model=model), frames).to_bytes()
     masked = (uniform(3, 15, 18, multiplier=69069) < 0.1).astype(np.uint8)
     yield "learned_labels", forced(refers, frames, labels=masked).to_bytes()
     wild = frames[0].copy()
@@ -294,7 +292,7 @@ def models() -> Iterator[tuple[str, bytes]]:
     tensors: dict[str, np.ndarray] = {}
     slots = {}
     for slot in range(13):
-        inputs = 41 if 3 <= slot < 6 else 28
+        inputs = 49 if 3 <= slot < 6 else 36
         weight = 40 * (uniform(6, inputs, multiplier=2654435761 + 2 * slot) - 0.5)
         last = 60 * (uniform(2, 6, multiplier=40503 + 2 * slot) - 0.5)
         tensors |= {
@@ -688,7 +686,12 @@ def rejected_models() -> Iterator[tuple[str, str, bytes]]:
     for minor in (0, 1):
         yield f"model_in_1_{minor}", corrupt, resealed(learned.to_bytes(), 5, bytes([minor]))
     step, offset, batch, flags, alpha, beta = struct.unpack("<ddBBBB", learned.sections[Section.PLAN])
-    for name, other in (("reversed", flags | 2), ("of_flag_5", flags | 32)):
+    for name, other in (
+        ("reversed", flags | 2),
+        ("of_flag_5", flags | 32),
+        ("coder_1", flags | 4),
+        ("coder_2", flags | 8),
+    ):
         plan = struct.pack("<ddBBBB", step, offset, batch, other, alpha, beta)
         yield f"model_{name}", corrupt, _with(learned, Section.PLAN, plan).to_bytes()
     unknown = _with(learned, Section.MODEL, bytes(range(32)))
