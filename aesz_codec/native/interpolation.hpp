@@ -266,7 +266,10 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const std::size_t buffers = plan_.reference ? 2 : 1, planes = static_cast<std::size_t>(pyramid_.size());
         const std::unique_ptr<T[]> values(new T[buffers * planes]);  // every place is written before it is read
         const std::unique_ptr<int16_t[]> codes(new int16_t[buffers * planes]);
-        if (plan_.nets || plan_.samples) std::fill_n(codes.get(), buffers * planes, int16_t{0});  // fit_gain looks ahead
+        if (plan_.nets || plan_.samples) {  // but for what gains are fitted on
+            std::fill_n(values.get(), buffers * planes, T{0});
+            std::fill_n(codes.get(), buffers * planes, int16_t{0});
+        }
         for (int64_t f = 0; f < plan_.frames; ++f) {
             frame_ = f * size;
             referring_ = plan_.reference && f > 0;
@@ -560,15 +563,22 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const int64_t skip = std::max<int64_t>(1, lines * line.count / kEnough);
         std::array<double, 5> cost{};  // of gains 0, 3, 6, 8, 10
         predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around& around, const auto& c) {
-            if (number++ % skip) return;
-            gather(geometry, around, c, s, line, first);
-            look(learned, first, c, line.count, step);
-            net.run(learned_.by_point(net, line.count), line.count, learned_.outputs.data());
+            const bool taken = number++ % skip == 0;
             const int64_t at = frame_ + in_frame;
+            if (taken) {
+                gather(geometry, around, c, s, line, first);
+                look(learned, first, c, line.count, step);
+                net.run(learned_.by_point(net, line.count), line.count, learned_.outputs.data());
+            }
             for (int64_t i = 0; i < line.count; ++i) {
-                if (this->masked(at + i * line.dx)) continue;
-                const double lacks =
-                    (static_cast<double>(chunk_.data[at + i * line.dx]) - prediction_[static_cast<std::size_t>(i)]) * inverse;
+                // until it is coded, a line has its original values
+                const bool masked = this->masked(at + i * line.dx);
+                const double prediction = prediction_[static_cast<std::size_t>(i)];
+                const double value = masked ? prediction : static_cast<double>(chunk_.data[at + i * line.dx]);
+                const double lacks = (value - prediction) * inverse;
+                values_[first + i] = static_cast<T>(value);
+                codes_[first + i] = static_cast<int16_t>(std::nearbyint(std::clamp<double>(lacks, -Codes::clip, Codes::clip)));
+                if (masked || !taken) continue;
                 const double correction = learned_.correction(i) * (1.0 / (1 << 24));
                 for (std::size_t g = 0; g < cost.size(); ++g) {
                     const double error = lacks - kGains[g] * 0.125 * correction;
