@@ -41,7 +41,7 @@ SLOTS = {2: range(3), 3: range(6, 13)}  # by the number of axes; those that refe
 
 
 def inputs_of(slot: int) -> int:
-    return 41 if 3 <= slot < 6 else 28
+    return 49 if 3 <= slot < 6 else 36
 
 
 def linear(slots: dict[int, tuple[np.ndarray, np.ndarray]], id_: str, **fields) -> Pack:
@@ -280,7 +280,7 @@ def test_a_pack_of_another_kind_is_refused():
 )
 def test_networks_that_are_not_sound(network, match):
     manifest = {"id": "bad", "kind": "interpolation", "licence": "CC0-1.0", "network": network}
-    pack = Pack.from_bytes(write_pack(manifest, {"w": np.ones((2, 28), np.int8)}))
+    pack = Pack.from_bytes(write_pack(manifest, {"w": np.ones((2, 36), np.int8)}))
     with pytest.raises(errors.InvalidModelError, match=match):
         AESZ(0.1, model=pack)
     with pytest.raises(errors.InvalidModelError, match="pack 'bad'"):
