@@ -950,7 +950,9 @@ class Pass:
             places = [(*before, last) for last in ranges[-1]]
             line = [(c, self.start + self.distance(c)) for c in places]
             contexts = [self.context(c, at) for c, at in line]
-            predictions = [self.predict(c, at) for c, at in line]  # nothing in a line depends on its own values
+            predictions = [
+                self.predict(c, at) for c, at in line
+            ]  # nothing in a line depends on its own values
             scales = self.learned.correct(line, predictions, contexts) if self.learned else None
             if loop.static or loop.mixed:
                 predicted = [

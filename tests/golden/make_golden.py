@@ -431,7 +431,10 @@ def models() -> Iterator[tuple[str, bytes]]:
                 tensors[names["weight"]] = centred(after, before, times=40).astype(np.int8)
                 tensors[names["bias"]] = centred(after, times=2048)
                 tensors[f"{slot}.s{i}"] = np.full(after, 4, np.uint8)
-                layers[-1] |= {"shift": f"{slot}.s{i}", "activation": ("relu", "leaky", "clamp")[i + slot % 2]}
+                layers[-1] |= {
+                    "shift": f"{slot}.s{i}",
+                    "activation": ("relu", "leaky", "clamp")[i + slot % 2],
+                }
                 if layers[-1]["activation"] == "leaky":
                     layers[-1]["slope"] = 2
                 continue
