@@ -167,6 +167,8 @@ def forced(
     )
     stream.sections[Section.PLAN] = predictor.pack(step, offset)
     stream.sections[Section.CODES] = codes
+    if predictor.model is not None:
+        stream.sections[Section.MODEL] = bytes.fromhex(predictor.model.digest)
     if outliers:
         stream.sections[Section.OUTLIERS] = outliers
     if mask is not None:
@@ -586,8 +588,8 @@ def test_random_decisions(reference, predictor, seed):
         decoder(loop, plan, *[predictor.model] * (predictor in LEARNED))
     stream = Stream(kind, shape, "abs", 0.25, 0.25, predictor.method)
     stream.sections[Section.PLAN] = plan
-    if predictor in LEARNED:
-        stream.sections[Section.MODEL] = bytes.fromhex(MODEL.digest)
+    if predictor.model is not None:
+        stream.sections[Section.MODEL] = bytes.fromhex(predictor.model.digest)
     stream.sections[Section.CODES] = loop.coder.encoded()
     stream.sections[Section.OUTLIERS] = loop.outliers[: loop.outliers_used].tobytes()
     agree(reference, stream.to_bytes())
