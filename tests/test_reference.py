@@ -340,9 +340,8 @@ def test_learned_interpolation_of_small_arrays(reference, seed):
     """Any number of axes, frames smaller than what networks look at, steps, masks: the encoder knows what is decoded."""
     rng = np.random.default_rng(seed)
     axes = 2 + seed % 3
-    shape = tuple(
-        rng.integers(1, (26, 9, 6)[seed % 3], axes)
-    )  # of the loop itself: nothing folds axes of size 1
+    sizes = rng.integers(1, (26, 9, 6)[seed % 3], axes)
+    shape = tuple(sizes.tolist())  # of the loop itself: nothing folds axes of size 1
     data = np.cumsum(rng.normal(size=shape), -1) * rng.choice([0.01, 1, 100])
     data = (data if rng.random() < 0.7 else np.where(rng.random(shape) < 0.03, data, 0)).astype(
         FLOATS[seed // 3 % 2]
