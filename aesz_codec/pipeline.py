@@ -440,7 +440,7 @@ def _smallest(
     boxes = _samples(values.shape, effort)
     samples = [_cut(values, mask, quantizer, box) for box in boxes]
     count = sum(sample.size for sample, _, _ in samples)
-    best: dict[Method, _Trial] = {}
+    best: dict[tuple[Method, bool], _Trial] = {}  # with and without a model
     tried: dict[Predictor, float] = {}  # bytes; more than anything if a candidate was given up
 
     def attempt(candidate: Predictor) -> None:
@@ -459,8 +459,9 @@ def _smallest(
         tried[candidate] = size = _bytes(coded)
         named = 0.0 if candidate.model is None else _MODEL_BYTES * count / values.size  # the sample's share
         trial = _Trial(size * candidate.handicap(effort, 8 * size / count) + named, candidate, coded)
-        if candidate.method not in best or trial.size < best[candidate.method].size:
-            best[candidate.method] = trial
+        kind = candidate.method, candidate.model is not None
+        if kind not in best or trial.size < best[kind].size:
+            best[kind] = trial
 
     learned: list[Learned] = []
     for kind in PREDICTORS.values():
@@ -483,12 +484,16 @@ def _smallest(
     least = leaders[0].size if leaders else 0.0
     finalists = [trial.candidate.final(effort) for trial in leaders[:1]]
     if effort == "max":
-        close = [trial.candidate for trial in leaders if trial.size <= _HOPELESS * least]
-        plains = [cast(Learned, c).without_model() for c in close if c.model is not None]
-        close += [c for c in plains if c is not None]  # whatever the sample said of the model
-        finalists = [candidate.final(effort) for candidate in close]
+        finalists = [trial.candidate.final(effort) for trial in leaders if trial.size <= _HOPELESS * least]
         if 8 * least < _HARDLY_ANYTHING * count:  # quiet blocks are cheaper than any decision
             finalists += [trial.candidate for trial in leaders[:1]]
+    elif (
+        learned
+    ):  # a sample says too little of what a model saves: the best with one and the best without are coded
+        for with_model in (False, True):
+            others = [trial for trial in leaders if (trial.candidate.model is not None) == with_model]
+            if others and others[0] is not leaders[0] and others[0].size <= _HOPELESS * least:
+                finalists.append(others[0].candidate.final(effort))
     # a sample that is the whole need not be coded again
     done = {trial.candidate: trial.coded[0] for trial in leaders} if count == values.size else {}
     coded: list[tuple[Predictor, bytes, bytes]] = []

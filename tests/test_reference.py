@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ import pytest
 from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.errors import AESZError
+from aesz_codec.packs import Pack
 from aesz_codec.predictors import Causal, Interpolation, Local, Quantizer
 from aesz_codec.stream import Coder, Method, Section, Stream, Transform, Writer
 
 SHAPES = [(), (1,), (2,), (100,), (17, 23), (1, 50), (9, 10, 11), (3, 1, 8, 9), (3, 4, 5, 6), (2, 2, 3, 4, 5)]
 FLOATS = ("float32", "float64")
+MODEL = Pack.from_file(Path(__file__).parent / "golden" / "models" / "interpolation.aeszpack")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -32,9 +35,13 @@ def bits(array):
     return array.reshape(-1).view(f"V{array.dtype.itemsize}")
 
 
+def find_model(digest):
+    return {MODEL.digest: MODEL}[digest]
+
+
 def check(reference, stream):
     """Assert that both decoders agree to the bit; return what they decoded."""
-    decoded, expected = pipeline.decode(stream), reference.decode(stream)
+    decoded, expected = pipeline.decode(stream, find_model=find_model), reference.decode(stream, find_model)
     assert decoded.dtype == expected.dtype
     assert decoded.shape == expected.shape
     assert np.array_equal(bits(decoded), bits(expected))
@@ -160,6 +167,8 @@ def forced(
     )
     stream.sections[Section.PLAN] = predictor.pack(step, offset)
     stream.sections[Section.CODES] = codes
+    if predictor.model is not None:
+        stream.sections[Section.MODEL] = bytes.fromhex(predictor.model.digest)
     if outliers:
         stream.sections[Section.OUTLIERS] = outliers
     if mask is not None:
@@ -303,14 +312,20 @@ NEWER = [
     )
 ]
 
+LEARNED = [
+    Interpolation(batch, reference, coder=coder, model=MODEL)
+    for coder in (Coder.ADAPTIVE, Coder.MIXED)
+    for batch, reference in ((0, False), (1, False), (1, True))
+]
 
-@pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, Local()], ids=str)
+
+@pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, *LEARNED, Local()], ids=str)
 @pytest.mark.parametrize("step", [3.0, 0.1, 1e-3, 1e-6])
 def test_code_magnitudes(reference, predictor, step):
     check(reference, forced(predictor, smooth((11, 9, 10), noise=1), step).to_bytes())
 
 
-@pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, Local()], ids=str)
+@pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, *LEARNED, Local()], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_quiet_data_with_bursts(reference, predictor, dtype):
     rng = np.random.default_rng(4)
@@ -318,6 +333,40 @@ def test_quiet_data_with_bursts(reference, predictor, dtype):
     data[rng.random(data.shape) < 0.01] = 1
     data[2, 5:8, 6:11] = rng.normal(size=(3, 5))
     check(reference, forced(predictor, data).to_bytes())
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_learned_interpolation_of_small_arrays(reference, seed):
+    """Any number of axes, frames smaller than what networks look at, steps, masks: the encoder knows what is decoded."""
+    rng = np.random.default_rng(seed)
+    axes = 2 + seed % 3
+    sizes = rng.integers(1, (26, 9, 6)[seed % 3], axes)
+    shape = tuple(sizes.tolist())  # of the loop itself: nothing folds axes of size 1
+    data = np.cumsum(rng.normal(size=shape), -1) * rng.choice([0.01, 1, 100])
+    data = (data if rng.random() < 0.7 else np.where(rng.random(shape) < 0.03, data, 0)).astype(
+        FLOATS[seed // 3 % 2]
+    )
+    if rng.random() < 0.2:
+        data[rng.random(shape) < 0.03] = 1e30
+    mask = (rng.random(shape) < rng.choice([0.02, 0.3])).astype(np.uint8) if rng.random() < 0.4 else None
+    predictor = Interpolation(
+        int(rng.integers(axes)),
+        bool(rng.random() < 0.6),
+        alpha16=int(rng.choice([16, 20, 32])),
+        beta16=int(rng.choice([16, 33, 80])),
+        coder=(Coder.ADAPTIVE, Coder.MIXED)[int(rng.integers(2))],
+        model=MODEL,
+    )
+    step = float(rng.choice([4, 1, 0.25, 2.0**-6]))
+    codes, outliers = predictor.encode(data, mask, Quantizer(step / 2, step, 0.5))
+    decoded = np.zeros_like(data)
+    predictor.decode(codes, outliers, decoded, mask, step, 0.5)
+    assert (abs(decoded.astype("f8") - data) <= step / 2)[mask == 0 if mask is not None else ...].all()
+    labels = [0] * data.size if mask is None else mask.reshape(-1).tolist()
+    loop = reference.ClosedLoop(data.dtype, shape, labels, codes, np.frombuffer(outliers, data.dtype))
+    reference.decode_interpolation(loop, predictor.pack(step, 0.5), MODEL)
+    assert loop.outliers_used == loop.outliers.size
+    assert np.array_equal(bits(loop.values), bits(decoded))
 
 
 def test_segments_of_the_static_coder(reference):
@@ -330,7 +379,7 @@ def test_segments_of_the_static_coder(reference):
     check(reference, stream.to_bytes())
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS + NEWER, ids=str)
+@pytest.mark.parametrize("predictor", PREDICTORS + NEWER + LEARNED, ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_outliers(reference, predictor, dtype):
     data = smooth((5, 9, 10), dtype)
@@ -418,8 +467,8 @@ def outcome(decode, error, stream):
 
 def agree(reference, stream):
     """Assert that both decoders reject the stream, or neither and they agree; say whether they decoded."""
-    decoded = outcome(pipeline.decode, AESZError, stream)
-    expected = outcome(reference.decode, reference.RejectedStreamError, stream)
+    decoded = outcome(lambda s: pipeline.decode(s, find_model=find_model), AESZError, stream)
+    expected = outcome(lambda s: reference.decode(s, find_model), reference.RejectedStreamError, stream)
     assert (decoded is None) == (expected is None)
     if decoded is None:
         return False
@@ -525,7 +574,7 @@ class RandomDecisions:
 
 
 @pytest.mark.parametrize("seed", range(16))
-@pytest.mark.parametrize("predictor", [*PREDICTORS, Local()], ids=str)
+@pytest.mark.parametrize("predictor", [*PREDICTORS, *LEARNED, Local()], ids=str)
 def test_random_decisions(reference, predictor, seed):
     """Every branch of the entropy coder, however unlikely: long Golomb codes, outliers, clamped codes."""
     rng = np.random.default_rng(seed)
@@ -535,9 +584,11 @@ def test_random_decisions(reference, predictor, seed):
     loop.coder = loop.residuals.coder = RandomDecisions(rng)
     decoder = getattr(reference, f"decode_{predictor.method.name.lower()}")
     with contextlib.suppress(reference.RejectedStreamError), np.errstate(all="ignore"):
-        decoder(loop, plan)
+        decoder(loop, plan, *[predictor.model] * (predictor in LEARNED))
     stream = Stream(kind, shape, "abs", 0.25, 0.25, predictor.method)
     stream.sections[Section.PLAN] = plan
+    if predictor.model is not None:
+        stream.sections[Section.MODEL] = bytes.fromhex(predictor.model.digest)
     stream.sections[Section.CODES] = loop.coder.encoded()
     stream.sections[Section.OUTLIERS] = loop.outliers[: loop.outliers_used].tobytes()
     agree(reference, stream.to_bytes())

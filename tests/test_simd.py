@@ -4,12 +4,15 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from aesz_codec import pipeline
+from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
+from aesz_codec.nets import Network
+from aesz_codec.packs import Pack, plain
 
 PLAIN = """
 import hashlib, sys
@@ -87,3 +90,57 @@ def test_local_least_squares_give_the_same_bits():
         return subprocess.run([sys.executable, "-c", LOCAL], env=env, capture_output=True, check=True).stdout
 
     assert run("1") == run("0")
+
+
+MODEL = Path(__file__).parent / "golden" / "models" / "interpolation.aeszpack"
+LEARNED = """
+import hashlib
+import numpy as np
+from aesz_codec import _core
+
+
+def coded(nets):
+    rng = np.random.default_rng(11)
+    for shape in [(113, 97), (40, 3), (3, 71), (2, 3), (5, 33, 40), (9, 2, 3), (13, 21, 34), (2, 2, 19, 20)]:
+        for dtype in ("f4", "f8"):
+            array = np.cumsum(rng.normal(size=shape), -1).astype(dtype)
+            array[..., 1:][rng.random(array[..., 1:].shape) < 0.002] = 1e30
+            mask = (rng.random(shape) < 0.1).astype("u1")
+            for batch in range(len(shape) - 1):
+                for coder in (0, 3):
+                    choices = batch, bool(batch), False, coder, 20, 32, nets
+                    for labels, step in ((None, 1.0), (mask, 0.01), (None, 1e-5)):
+                        codes, wild = _core.encode_interpolation(array, labels, step / 2, step, 0.25, *choices)
+                        out = np.zeros_like(array)
+                        _core.decode_interpolation(codes, wild, out, labels, step, 0.25, *choices)
+                        assert labels is not None or abs(out.astype("f8") - array).max() <= step / 2
+                        yield hashlib.sha256(codes + wild + out.tobytes()).hexdigest()
+"""
+LEARNED_ALONE = """
+import sys
+from aesz_codec.packs import Pack
+from aesz_codec.predictors.interpolation import _networks
+
+print(*coded(_networks(Pack.from_file(sys.argv[1]))[0]))
+"""
+
+
+def test_learned_interpolation_gives_the_same_bits_at_every_level():
+    """Loops around networks at both levels, networks at all; those of the processor at hand."""
+
+    def run(simd):
+        env = {**os.environ, "AESZ_SIMD": simd}
+        command = [sys.executable, "-c", LEARNED + LEARNED_ALONE, str(MODEL)]
+        return subprocess.run(command, env=env, capture_output=True, check=True, text=True).stdout.split()
+
+    expected, names = run("0"), {}
+    assert len(set(expected)) > 100
+    exec(LEARNED, names)
+    pack = Pack.from_file(MODEL)
+    for level in range(len(_core.network_levels())):
+        nets = []
+        for slot in range(13):
+            network = Network.load(plain(pack.manifest["network"]["slots"][str(slot)]), pack.tensors)
+            layers = [layer.packed() for layer in network.layers]
+            nets.append(_core.Mlp(layers, network.input.lo, network.input.hi, level))
+        assert list(names["coded"](_core.LearnedNets(nets))) == expected, _core.network_levels()[level]

@@ -561,6 +561,15 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         for_each_line(set, s, [&](int64_t, int64_t, const auto&) { ++lines; });
         if (lines * line.count < kTooFew) return 8;
         const int64_t skip = std::max<int64_t>(1, lines * line.count / kEnough);
+        // a network looks at points of its own class, which are not there yet: as they would be without it
+        predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around&, const auto&) {
+            for (int64_t i = 0; i < line.count; ++i) {
+                const int64_t at = frame_ + in_frame + i * line.dx;
+                const double p = prediction_[static_cast<std::size_t>(i)];
+                const int32_t code = this->masked(at) ? 0 : quantize<T>(chunk_.data[at], p, step, inverse, chunk_.tolerance);
+                values_[first + i] = code == kOutlier ? chunk_.data[at] : reconstruct<T>(p, code, step);
+            }
+        });
         std::array<double, 5> cost{};  // of gains 0, 3, 6, 8, 10
         predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around& around, const auto& c) {
             const bool taken = number++ % skip == 0;

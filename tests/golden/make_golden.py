@@ -307,19 +307,103 @@ def accepted_1_2() -> Iterator[tuple[str, bytes]]:
         quiet[1, ::9, ::13] = 5
         for step in (4.0, 16.0):
             yield f"{prefix}_quiet_{step:.0f}", forced(refers, quiet, step).to_bytes()
-        yield f"{prefix}_quiet_3d", forced(learned(), quiet[:, :20], 8.0).to_bytes()
-        # fields that the networks make better, worse, or better if they said more: all gains that encoders choose
-        for bump in (-8.0, -1.0, 0.25, 0.75, 2.0):
-            bumped = field(46, 48, noise=0.25)
-            bumped[1::2] += bump
-            bumped[:, 1::2] -= bump / 2
-            yield f"{prefix}_gains_{round(4 * bump)}", forced(learned(), bumped, 1.0).to_bytes()
+        yield f"{prefix}_quiet_3d", forced(learned(), quiet, 8.0).to_bytes()
+        # large enough for gains that the encoder chooses
+        yield f"{prefix}_gains", forced(learned(), field(46, 48, noise=1), 1.0).to_bytes()
+        for name, predictor, shape in (
+            ("2d", learned(), (12, 70)),
+            ("frames_reference", refers, (3, 11, 18)),
+            ("3d", learned(alpha16=17, beta16=24), (9, 10, 12)),
+        ):
+            yield f"{prefix}_made_up_{name}", made_up(predictor, shape).to_bytes()
         k = np.rint(field(3, 9, 13, noise=32) * 8)
         yield f"{prefix}_lattice", on_lattice(learned(), k, Lattice(273.15, 0.1), 2).to_bytes()
     integers = forced(learned(), field(9, 10) * 8, 3.0, dtype="int16", transform=Transform.INTEGER)
     yield "learned_integer", integers.to_bytes()
     logarithms = forced(learned(), field(9, 10), 2.0**-7, dtype="float32", transform=Transform.LOGARITHM)
     yield "learned_logarithm", logarithms.to_bytes()
+
+
+class MadeUp:
+    """A range coder that a decoder takes for its own: decisions are as likely as models say, integers as asked for."""
+
+    def __init__(self) -> None:
+        self.low, self.range, self.words, self.state = 0, 2**64 - 1, 2, 1
+        self.asked: list[int] = []  # bits, and raw bits, that come next
+
+    def _draw(self, below: int) -> int:
+        self.state = (self.state * 6364136223846793005 + 1442695040888963407) % 2**64
+        return (self.state >> 32) * below >> 32
+
+    def _take(self, below: int, width: int) -> None:
+        self.low, self.range = self.low + below, width
+        if self.range < 1 << 32:
+            self.low, self.range, self.words = self.low << 32, self.range << 32, self.words + 1
+
+    def ask(self, value: int) -> None:
+        """Make the next signed integer `value`."""
+        folded = 2 * value if value >= 0 else -2 * value - 1
+        k = (folded + 1).bit_length() - 1
+        self.asked = [1] * k + [0] + ([folded + 1 - 2**k] if k else [])
+
+    def bit(self, p1: int) -> int:
+        bit = self.asked.pop(0) if self.asked else int(self._draw(65536) < p1)
+        bound = (self.range >> 16) * p1
+        self._take(0 if bit else bound, bound if bit else self.range - bound)
+        return bit
+
+    def symbol(self, edge: list[int]) -> int:
+        target = self._draw(32768)
+        s = max(i for i in range(32) if edge[i] <= target)
+        unit = self.range >> 15
+        self._take(unit * edge[s], unit * (edge[s + 1] - edge[s]))
+        return s
+
+    def raw(self, n: int) -> int:
+        value = self.asked.pop(0) if self.asked else self._draw(2**n)
+        self._take((self.range >> n) * value, self.range >> n)
+        return value
+
+    def raw_groups(self, n: int) -> int:
+        return self.raw(n) if 0 < n <= 16 else self.raw(16) << (n - 16) | self.raw_groups(n - 16) if n else 0
+
+    def encoded(self) -> bytes:
+        return self.low.to_bytes(4 * self.words, "big").rstrip(b"\0")
+
+
+def made_up(predictor: Interpolation, shape: tuple[int, ...]) -> Stream:
+    """Return a stream of made-up codes, of all gains in turn."""
+    reference, coder, gains = reference_decoder(), MadeUp(), itertools.cycle(range(16, -1, -1))
+
+    class Loop(reference.ClosedLoop):  # type: ignore[misc, name-defined]
+        def choose(self, number: int) -> None:
+            super().choose(number)
+            integers = self.mixed or self.residuals
+            self.read, integers.read_integer = integers.read_integer, self.gain
+
+        def asked(self, value: int) -> int:
+            coder.ask(value)
+            return int(self.read())
+
+        def gain(self) -> int:
+            return self.asked(next(gains) - 8)
+
+        def weight(self, default: int) -> int:
+            return default + self.asked(coder._draw(33) - 16)
+
+    loop = Loop(np.dtype("f4"), shape, [0] * math.prod(shape), b"", field(400).astype("f4"))
+    loop.coder = loop.residuals.coder = coder
+    plan = predictor.pack(0.25, 0.5)
+    reference.decode_interpolation(loop, plan, predictor.model)
+    stream = Stream(np.dtype("f4"), shape, "abs", 0.125, 0.125, predictor.method)
+    stream.sections = {Section.PLAN: plan, Section.CODES: coder.encoded()}
+    stream.sections[Section.MODEL] = bytes.fromhex(predictor.model.digest)
+    if loop.outliers_used:
+        stream.sections[Section.OUTLIERS] = loop.outliers[: loop.outliers_used].tobytes()
+    decoded = pipeline.decode(stream.to_bytes(), find_model=find_model)
+    if decoded.tobytes() != loop.values.tobytes():
+        raise SystemExit("what was made up is decoded to something else")
+    return stream
 
 
 def golden_model() -> Pack:
