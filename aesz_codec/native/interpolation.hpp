@@ -561,15 +561,6 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         for_each_line(set, s, [&](int64_t, int64_t, const auto&) { ++lines; });
         if (lines * line.count < kTooFew) return 8;
         const int64_t skip = std::max<int64_t>(1, lines * line.count / kEnough);
-        // a network looks at points of its own class, which are not there yet: as they would be without it
-        predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around&, const auto&) {
-            for (int64_t i = 0; i < line.count; ++i) {
-                const int64_t at = frame_ + in_frame + i * line.dx;
-                const double p = prediction_[static_cast<std::size_t>(i)];
-                const int32_t code = this->masked(at) ? 0 : quantize<T>(chunk_.data[at], p, step, inverse, chunk_.tolerance);
-                values_[first + i] = code == kOutlier ? chunk_.data[at] : reconstruct<T>(p, code, step);
-            }
-        });
         std::array<double, 5> cost{};  // of gains 0, 3, 6, 8, 10
         predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around& around, const auto& c) {
             const bool taken = number++ % skip == 0;
@@ -580,14 +571,15 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                 net.run(learned_.by_point(net, line.count), line.count, learned_.outputs.data());
             }
             for (int64_t i = 0; i < line.count; ++i) {
-                // until it is coded, a line has its original values
+                // later lines of the class see this one as it would be without the network
+                const double p = prediction_[static_cast<std::size_t>(i)];
+                const T x = chunk_.data[at + i * line.dx];
                 const bool masked = this->masked(at + i * line.dx);
-                const double prediction = prediction_[static_cast<std::size_t>(i)];
-                const double value = masked ? prediction : static_cast<double>(chunk_.data[at + i * line.dx]);
-                const double lacks = (value - prediction) * inverse;
-                values_[first + i] = static_cast<T>(value);
-                codes_[first + i] = static_cast<int16_t>(std::nearbyint(std::clamp<double>(lacks, -Codes::clip, Codes::clip)));
+                const int32_t code = masked ? 0 : quantize<T>(x, p, step, inverse, chunk_.tolerance);
+                values_[first + i] = code == kOutlier ? x : reconstruct<T>(p, code, step);
+                codes_[first + i] = remembered(code, Codes::clip);
                 if (masked || !taken) continue;
+                const double lacks = (static_cast<double>(x) - p) * inverse;
                 const double correction = learned_.correction(i) * (1.0 / (1 << 24));
                 for (std::size_t g = 0; g < cost.size(); ++g) {
                     const double error = lacks - kGains[g] * 0.125 * correction;
