@@ -1,1 +1,1 @@
-"""Pretrained models, one folder each.  None is shipped yet: version 0.1 predicts without learned models."""
+"""Model packs that come with the package, one folder each: ``model.aeszpack``, ``card.md``, ``recipe.toml``."""
