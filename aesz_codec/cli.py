@@ -223,7 +223,7 @@ def _add_convert(commands: Any) -> None:
         default=[],
         metavar="[VAR=]ID",
         help="models that the encoder may use, for all variables or for one: an id, a file of a pack, 'auto' (installed "
-        "ones that are for the variable and pay on a sample) or 'none' (default: auto)",
+        "ones that are for the variable and pay on a sample) or 'none' (default: none: encoding takes half the time)",
     )
     convert.add_argument(
         "--no-embedded-models",
@@ -391,7 +391,7 @@ def _models(texts: Sequence[str]) -> Any:
             raise _malformed("--model", ", ".join(models), f"'auto' or 'none' alone for {name!r}")
     words: dict[str, Any] = {"auto": "auto", "none": None}
     found = {name: words.get(models[0], models) for name, models in chosen.items()}
-    return {"*": "auto", **found}
+    return {"*": None, **found}
 
 
 def _malformed(option: str, found: str, expected: str) -> InvalidConfigError:

@@ -248,7 +248,7 @@ def convert(
     shards: Mapping[str, int] | None = None,
     zarr_format: int = 3,
     effort: str = "default",
-    model: ModelChoice | Mapping[str, ModelChoice] = "auto",
+    model: ModelChoice | Mapping[str, ModelChoice] = None,
     embed_models: bool = True,
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -396,7 +396,7 @@ def plan_conversion(
     shards: Mapping[str, int] | None = None,
     zarr_format: int = 3,
     effort: str = "default",
-    model: ModelChoice | Mapping[str, ModelChoice] = "auto",
+    model: ModelChoice | Mapping[str, ModelChoice] = None,
     embed_models: bool = True,
     progress: Callable[[Progress], None] | None = None,
 ) -> ConversionPlan:

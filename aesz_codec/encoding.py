@@ -48,7 +48,7 @@ def encoding_for(
     effort: str = "default",
     chunks: Mapping[Hashable, int] | Sequence[int] | None = None,
     shards: Mapping[Hashable, int] | Sequence[int] | None = None,
-    model: ModelChoice | Mapping[Hashable, ModelChoice] = _AUTO,
+    model: ModelChoice | Mapping[Hashable, ModelChoice] = None,
     embed_models: bool = True,
 ) -> dict[Hashable, dict[str, Any]]:
     """Write the encoding that compresses the float variables of a dataset within their bounds.
@@ -68,7 +68,7 @@ def encoding_for(
         Must be what ``to_zarr`` is given, or its default.
     effort
         As for `AESZ`.
-    model : "auto", None, id, path, Pack, a list of these, or a mapping of variable name to these
+    model : None, "auto", id, path, Pack, a list of these, or a mapping of variable name to these
         ``"auto"``: of the installed models that are for the variable (`aesz_codec.zoo.find`: standard name, short name,
         units, level, grid), those that save at least 0.5 % on a few of its chunks, and more than what they take
         in the metadata; where none is installed nothing is tried or read.  A model that is named is taken as it is.  A

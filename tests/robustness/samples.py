@@ -11,6 +11,7 @@ import numpy as np
 
 from aesz_codec import _core, pipeline, zoo
 from aesz_codec.bounds import ErrorBound
+from aesz_codec.packs import Pack
 from aesz_codec.predictors import Causal, Interpolation, Local, Predictor, Quantizer
 from aesz_codec.stream import Coder, Section, Stream, Writer
 
@@ -34,6 +35,8 @@ def forced(array: np.ndarray, tolerance: float, predictor: Predictor) -> bytes:
     stream.sections = {Section.PLAN: predictor.pack(quantizer.step, quantizer.offset), Section.CODES: codes}
     if outliers:
         stream.sections[Section.OUTLIERS] = outliers
+    if predictor.model is not None:
+        stream.sections[Section.MODEL] = bytes.fromhex(zoo.embed(predictor.model.data).digest)
     return stream.to_bytes()
 
 
@@ -66,6 +69,7 @@ def corrected(stream: bytes, positions: list[int]) -> bytes:
 def samples() -> dict[str, bytes]:
     """Return streams that together use every method, section, transform and width."""
     rng = np.random.default_rng(3)
+    pack = Pack.from_file(Path(__file__).parent.parent / "golden" / "models" / "interpolation.aeszpack")
     land = waves(11, 13, noise=0.05)
     land[3:8, 4:9] = np.nan
     land[0, 1], land[9, 9] = np.inf, 1e30
@@ -103,6 +107,8 @@ def samples() -> dict[str, bytes]:
         "line": forced(waves(40, noise=0.1), 0.05, Interpolation()),
         "plane": forced(waves(9, 10, noise=0.1), 0.05, Interpolation(reversed=True, alpha16=20, beta16=24)),
         "frames": forced(frames, 0.02, Interpolation(batch=1, reference=True)),
+        "learned-frames": forced(frames, 0.02, Interpolation(batch=1, reference=True, model=pack)),
+        "learned-box": forced(frames, 0.02, Interpolation(model=pack)),
         "four-axes": forced(waves(3, 4, 5, 4, noise=0.1), 0.1, Interpolation()),
         "four-axes-frames": forced(waves(3, 2, 5, 4, noise=0.1), 0.1, Interpolation(batch=2)),
         "causal-plane": forced(waves(9, 11, noise=0.1), 0.02, Causal()),
