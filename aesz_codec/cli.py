@@ -391,7 +391,7 @@ def _models(texts: Sequence[str]) -> Any:
             raise _malformed("--model", ", ".join(models), f"'auto' or 'none' alone for {name!r}")
     words: dict[str, Any] = {"auto": "auto", "none": None}
     found = {name: words.get(models[0], models) for name, models in chosen.items()}
-    return {"*": None, **found}
+    return {"*": None, **found} if found else None
 
 
 def _malformed(option: str, found: str, expected: str) -> InvalidConfigError:

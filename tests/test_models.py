@@ -581,30 +581,30 @@ def test_auto_takes_what_is_for_the_variable_and_pays(places):
     ds = dataset(standard_name="air_temperature", units="K")
     put(places["built-in"], fitted_pack("wind", variables=[{"standard_name": "eastward_wind"}]))
     put(places["built-in"], random_pack("useless", variables=[{"standard_name": "air_temperature"}]))
-    assert models_of(encoding_for(ds, 0.5)) == []
+    assert models_of(encoding_for(ds, 0.5, model="auto")) == []
     grid = zoo.grid_hash(ds.lat, ds.lon)
     put(
         places["built-in"],
         fitted_pack("elsewhere", grid="0" * 32, variables=[{"standard_name": "air_temperature"}]),
     )
-    assert models_of(encoding_for(ds, 0.5)) == []
+    assert models_of(encoding_for(ds, 0.5, model="auto")) == []
     put(places["built-in"], fitted_pack("here", grid=grid, variables=[{"standard_name": "air_temperature"}]))
-    encoding = encoding_for(ds, 0.5)
+    encoding = encoding_for(ds, 0.5, model="auto")
     assert models_of(encoding) == ["here"]
     assert "data" not in encoding["t2m"]["serializer"]["configuration"]["models"][0]
-    assert models_of(encoding_for(ds, 0.5, effort="fast")) == []
+    assert models_of(encoding_for(ds, 0.5, model="auto", effort="fast")) == []
     assert models_of(encoding_for(ds, 0.5, model=None)) == []
-    assert models_of(encoding_for(ds, "lossless")) == []
+    assert models_of(encoding_for(ds, "lossless", model="auto")) == []
     assert models_of(encoding_for(ds, 0.5, model={"t2m": "wind"})) == ["wind"]
 
 
 def test_auto_counts_what_travels_along(places):
     put(places["added"], fitted_pack())
     small, large = dataset().isel(time=slice(4)), xr.concat([dataset()] * 4, "time")
-    encoding = encoding_for(large, 0.5, chunks={"time": 20})
+    encoding = encoding_for(large, 0.5, chunks={"time": 20}, model="auto")
     assert models_of(encoding) == ["waves"]
     assert "data" in encoding["t2m"]["serializer"]["configuration"]["models"][0]
-    assert models_of(encoding_for(small, 0.5)) == []  # the pack is larger than what it saves
+    assert models_of(encoding_for(small, 0.5, model="auto")) == []  # the pack is larger than what it saves
 
 
 def test_models_for_unknown_variables_are_refused():
