@@ -776,5 +776,9 @@ def _finish(partial: Path, target: Path) -> None:
 
 
 def _remove(partial: Path) -> bool:
-    shutil.rmtree(partial, ignore_errors=True)
-    return not partial.exists()
+    for _ in range(20):  # threads of Zarr may still be writing the chunks that they had begun
+        shutil.rmtree(partial, ignore_errors=True)
+        time.sleep(0.02)
+        if not partial.exists():
+            return True
+    return False
