@@ -24,6 +24,7 @@ import shutil
 import tempfile
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -460,20 +461,20 @@ def _comparable(value: Any) -> float | str:
 # Places
 
 
-class _Source:
+class _Source(ABC):
     """A file, URL or embedded pack, not read yet."""
 
     def __init__(self, name: str, place: str) -> None:
         self.name = name  # the id, if the file is named as it should be
         self.place = place
 
+    @abstractmethod
     def entry(self) -> Entry:
         """Read it, once for each state of the file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self) -> Pack:
         """Read it now."""
-        raise NotImplementedError
 
 
 class _Embedded(_Source):
