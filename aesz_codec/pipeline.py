@@ -480,7 +480,8 @@ def _smallest(
         plain = candidate.without_model()
         if plain is None or tried.get(plain, 0) <= _WORTH_A_MODEL.get(effort, 1.0) * least:
             attempt(candidate)
-    for leader in list(best.values()):
+    leaders = sorted(best.values(), key=lambda trial: trial.size)
+    for leader in leaders if effort == "max" else leaders[:1]:
         for candidate in leader.candidate.refinements(effort):
             attempt(candidate)
     leaders = sorted(best.values(), key=lambda trial: trial.size)

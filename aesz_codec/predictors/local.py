@@ -54,7 +54,7 @@ class Local:
 
     def handicap(self, effort: str, rate: float) -> float:
         """See `Predictor`: for ``default`` it must save much, since it takes six to eight times as long."""
-        return 1.0 if effort == "max" else 1.085 if rate < 4 else 1.06
+        return 1.0 if effort == "max" else 1.12 if rate < 4 else 1.09
 
     def final(self, effort: str) -> Self:
         """See `Predictor`."""
