@@ -293,10 +293,11 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train a model from your own data",
-        description="Trains the networks of a model pack from NetCDF files or Zarr stores and judges it on data that it has "
-        "not seen. Needs torch (pip install 'aesz-codec[train]'); an interrupted run goes on where it was.",
+        description="Trains a model pack from NetCDF files or Zarr stores and judges it on data that it has not seen: networks "
+        "for learned interpolation, or a basis for the grid of one variable. Needs torch (pip install 'aesz-codec[train]'); an "
+        "interrupted run goes on where it was.",
     )
-    train.add_argument("kind", metavar="KIND", help="interpolation")
+    train.add_argument("kind", metavar="KIND", help="interpolation or basis")
     train.add_argument("data", nargs="+", metavar="DATA", help="NetCDF files or Zarr stores to learn from")
     train.add_argument("--out", required=True, metavar="PACK", help="the pack to be written")
     train.add_argument("--id", required=True, help="name of the model: small letters, digits, '-', '_', '.'")
@@ -328,6 +329,7 @@ def _add_train(commands: Any) -> None:
     train.add_argument(
         "--samples", type=int, default=6000, help="from every variable and bound (default: 6000)"
     )
+    train.add_argument("--modes", type=int, default=48, help="of a basis (default: 48)")
     train.add_argument("--seed", type=int, default=0, help="default: 0")
     train.set_defaults(run=_run_train, writes=True)
 
@@ -612,8 +614,9 @@ def _run_train(options: argparse.Namespace) -> int:
         hidden = []
     if not hidden or min(hidden) < 1 or max(hidden) > 256:
         raise _malformed("--hidden", options.hidden, "widths from 1 to 256, such as 24,12")
-    if options.steps < 1 or options.samples < 1:
-        raise _malformed("--steps or --samples", f"{options.steps}, {options.samples}", "positive numbers")
+    for name in ("steps", "samples", "modes"):
+        if getattr(options, name) < 1:
+            raise _malformed(f"--{name}", str(getattr(options, name)), "a positive number")
     with _step_bars() as progress:
         report = train(
             options.kind,
@@ -629,6 +632,7 @@ def _run_train(options: argparse.Namespace) -> int:
             steps=options.steps,
             count=options.samples,
             seed=options.seed,
+            modes=options.modes,
             progress=progress,
         )
     console = _console()
@@ -640,7 +644,8 @@ def _run_train(options: argparse.Namespace) -> int:
     )
     for slot, (count, bits, gain) in report.slots.items():
         networks.add_row(str(slot), f"{count:,}", f"{bits:.3f}", f"{gain:.3f}")
-    console.print(networks)
+    if report.slots:
+        console.print(networks)
     if report.judged:
         table = _table(
             ("data", "text"),

@@ -166,7 +166,7 @@ def test_a_model_that_fits_saves_bytes_and_keeps_the_bound(shape, effort, dtype)
     assert len(stream) <= 1.001 * len(coded(data, None, effort))
     info = pipeline.describe(stream)
     if shape in ((96, 96), (20, 40, 40)):
-        assert (info.model, info.format_version, info.sections["model"]) == (pack.digest, "1.2", 32)
+        assert (info.models, info.format_version, info.sections["model"]) == ((pack.digest,), "1.2", 32)
         assert len(stream) < 0.99 * len(coded(data, None, effort))
 
 
@@ -204,9 +204,8 @@ def test_streams_without_a_model_stay_as_they_are():
 def test_the_better_of_several_models_is_taken():
     packs = [noise_pack(), fitted_pack(), random_pack()]
     for order in (packs, packs[::-1]):
-        assert (
-            pipeline.describe(pipeline.encode(waves(96, 96), BOUND, models=order)).model
-            == fitted_pack().digest
+        assert pipeline.describe(pipeline.encode(waves(96, 96), BOUND, models=order)).models == (
+            fitted_pack().digest,
         )
 
 
@@ -636,7 +635,7 @@ def test_convert_and_inspect(tmp_path, places, capsys):
     assert f"model: waves in 2, digest {fitted_pack().digest}" in capsys.readouterr().out
     assert main(["inspect", str(tmp_path / "b.zarr"), "--chunk", "t2m=0,0,0", "--json"]) == 0
     chunk = json.loads(capsys.readouterr().out)
-    assert (chunk["model"], chunk["model_id"]) == (fitted_pack().digest, "waves")
+    assert chunk["models"] == {fitted_pack().digest: "waves"}
     assert main(["verify", str(source), str(tmp_path / "b.zarr")]) == 0
     for options in (["--model", "t2m=none", "--model", "t2m=waves"], ["--model", "=a"], ["--model", "gone"]):
         assert main([*arguments[:2], str(tmp_path / "x.zarr"), *arguments[2:], *options]) == 2

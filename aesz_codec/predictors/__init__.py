@@ -22,18 +22,23 @@ from ..stream import Method, Reader
 from .causal import Causal
 from .interpolation import Interpolation
 from .local import Local
+from .side import SIDES, Side
 
 __all__ = [
     "LEARNED",
     "PREDICTORS",
+    "SIDES",
     "Causal",
     "Interpolation",
     "Learned",
     "Local",
     "Predictor",
     "Quantizer",
+    "Side",
     "learned_by",
+    "load_side",
     "predictor_of",
+    "prepare",
 ]
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -157,6 +162,38 @@ def learned_by(pack: Pack, method: Method | None = None) -> type[Learned]:
             else "the stream is damaged, or was not written by an encoder",
         )
     return predictor
+
+
+def load_side(pack: Pack) -> Side:
+    """Return the side prediction of a pack.
+
+    Raises
+    ------
+    ModelKindError, InvalidModelError
+        If it is of a kind that is none, or not sound.
+    """
+    if pack.kind not in SIDES:
+        raise ModelKindError.at(
+            f"model {pack.id!r}",
+            found=f"a pack of the kind {pack.kind!r}",
+            expected=" or ".join(map(repr, SIDES)),
+            remedy="the stream is damaged, or was not written by an encoder",
+        )
+    return SIDES[pack.kind].load(pack)
+
+
+def prepare(pack: Pack) -> None:
+    """Build what a pack holds, once per process, whatever its kind.
+
+    Raises
+    ------
+    ModelKindError, InvalidModelError, UnsupportedModelError
+        If nothing takes its kind, or it is not sound.
+    """
+    if pack.kind in SIDES:
+        load_side(pack)
+    else:
+        learned_by(pack).prepare(pack)
 
 
 def predictor_of(method: Method) -> type[Predictor]:

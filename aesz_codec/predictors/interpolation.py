@@ -125,7 +125,7 @@ class Interpolation:
                 yield cls(batch=batch, coder=coder)
 
     def refinements(self, effort: str) -> Iterator[Self]:
-        """See `Predictor`: for ``default``, the fast coder; for ``max``, tighter coarse levels and the other order of the axes."""
+        """See `Predictor`: ``default`` tries the fast coder; ``max`` tighter coarse levels and the other order of the axes."""
         if effort == "default" and self.model is None:
             yield replace(self, coder=Coder.STATIC)
         if effort != "max":
