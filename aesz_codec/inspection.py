@@ -267,7 +267,7 @@ def _describe_array(stored: StoredArray) -> VariableReport:
         for name, value in (chunk.parameters or {}).items():
             parameters.setdefault(name, Counter())[_as_text(value)] += 1
         sections.update(chunk.sections or {})
-        used.update(chunk.models)
+        used.update([*chunk.models])
     named = {model.digest: model for model in stored.models}
     assert stored.bound is not None
     return VariableReport(
