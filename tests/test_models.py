@@ -107,8 +107,8 @@ def fitted() -> dict[int, tuple[np.ndarray, np.ndarray]]:
     return slots
 
 
-def basis_pack() -> Pack:
-    manifest = {"id": "basis", "kind": "basis", "licence": "CC0-1.0"}
+def contexts_pack() -> Pack:
+    manifest = {"id": "contexts", "kind": "contexts", "licence": "CC0-1.0"}
     return Pack.from_bytes(write_pack(manifest, {"w": np.ones((2, 2), np.int8)}))
 
 
@@ -256,10 +256,10 @@ def test_networks_are_built_once_for_a_digest(monkeypatch):
 
 
 def test_a_pack_of_another_kind_is_refused():
-    with pytest.raises(errors.ModelKindError, match="'basis'.*'interpolation'"):
-        coded(waves(20, 20), basis_pack())
-    with pytest.raises(errors.ModelKindError, match="model 'basis'"):
-        AESZ(0.1, model=basis_pack())
+    with pytest.raises(errors.ModelKindError, match="'contexts'.*'interpolation' or 'basis'"):
+        coded(waves(20, 20), contexts_pack())
+    with pytest.raises(errors.ModelKindError, match="model 'contexts'"):
+        AESZ(0.1, model=contexts_pack())
     with pytest.raises(errors.ModelKindError, match="no model.*damaged"):
         learned_by(random_pack(), Method.CAUSAL)
     assert issubclass(errors.ModelKindError, ValueError)
@@ -321,9 +321,9 @@ def test_another_pack_than_the_stream_names():
     with pytest.raises(errors.PackDigestError, match="'random'.*the stream"):
         pipeline.decode(stream, find_model=lambda digest: random_pack())
     parsed = Stream.from_bytes(stream)
-    parsed.sections[Section.MODEL] = bytes.fromhex(basis_pack().digest)
-    with pytest.raises(errors.ModelKindError, match="'basis'"):
-        pipeline.decode(parsed.to_bytes(), find_model=lambda digest: basis_pack())
+    parsed.sections[Section.MODEL] = bytes.fromhex(contexts_pack().digest)
+    with pytest.raises(errors.ModelKindError, match="'contexts'"):
+        pipeline.decode(parsed.to_bytes(), find_model=lambda digest: contexts_pack())
 
 
 def test_any_networks_decode_any_codes():

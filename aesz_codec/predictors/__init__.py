@@ -153,6 +153,7 @@ def learned_by(pack: Pack, method: Method | None = None) -> type[Learned]:
     predictor = LEARNED.get(pack.kind)
     if predictor is None or method not in (None, predictor.method):
         kinds = [kind for kind, p in LEARNED.items() if method in (None, p.method)]
+        kinds += [*SIDES] if method is None else []
         raise ModelKindError.at(
             f"model {pack.id!r}",
             found=f"a pack of the kind {pack.kind!r}",
