@@ -480,7 +480,9 @@ def _smallest(
                 return
         tried[candidate] = size = _bytes(coded)
         named = 0.0 if candidate.model is None else _MODEL_BYTES * count / values.size  # the sample's share
-        trial = _Trial(size * candidate.handicap(effort, 8 * size / count) + named, candidate, coded)
+        trial = _Trial(
+            size * candidate.handicap(effort, 8 * size / count, count / values.size) + named, candidate, coded
+        )
         kind = candidate.method, candidate.model is not None
         if kind not in best or trial.size < best[kind].size:
             best[kind] = trial

@@ -95,8 +95,11 @@ class Predictor(Protocol):
     def refinements(self, effort: str) -> Iterable[Self]:
         """Return variations worth a trial once this choice has won."""
 
-    def handicap(self, effort: str, rate: float) -> float:
-        """Return what bytes count against others that take less time: 1.1 must save a tenth at `rate` bits a value."""
+    def handicap(self, effort: str, rate: float, share: float) -> float:
+        """Return what bytes count against others that take less time: 1.1 must save a tenth.
+
+        `rate`: bits a value on a sample, which is `share` of the values.
+        """
 
     def final(self, effort: str) -> Self:
         """Return this choice with the coder that codes the array itself; trials take a faster one."""

@@ -53,9 +53,9 @@ class Causal:
         if effort == "default":
             yield replace(self, coder=Coder.STATIC)
 
-    def handicap(self, effort: str, rate: float) -> float:
+    def handicap(self, effort: str, rate: float, share: float) -> float:
         """See `Predictor`: at low rates a sample makes too little of interpolation, whose coarse levels cost most there."""
-        slower = 1.1 if effort == "fast" else handicap_of(self.coder, effort)
+        slower = 1.1 if effort == "fast" else handicap_of(self.coder, effort, share)
         return slower * (1.25 if rate < 1.2 else 1.0)
 
     def final(self, effort: str) -> Self:

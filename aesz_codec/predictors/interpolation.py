@@ -135,9 +135,9 @@ class Interpolation:
         if self.model is None:
             yield replace(self, reversed=True)
 
-    def handicap(self, effort: str, rate: float) -> float:
+    def handicap(self, effort: str, rate: float, share: float) -> float:
         """See `Predictor`: a model that saves next to nothing on a sample may cost something on the whole."""
-        return handicap_of(self.coder, effort) * (1.0 if self.model is None else _LEAST_SAVED)
+        return handicap_of(self.coder, effort, share) * (1.0 if self.model is None else _LEAST_SAVED)
 
     def final(self, effort: str) -> Self:
         """See `Predictor`."""
