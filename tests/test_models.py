@@ -94,7 +94,7 @@ def fitted() -> dict[int, tuple[np.ndarray, np.ndarray]]:
         )
         for slot in numbers:
             x = np.frombuffer(collected[slot][0], np.int16).reshape(-1, inputs_of(slot)).astype(np.float64)
-            lacking, spread, _ = np.frombuffer(collected[slot][1], np.float32).reshape(-1, 3).astype(float).T
+            lacking, spread = np.frombuffer(collected[slot][1], np.float32).reshape(-1, 2).astype(float).T
             codes = 37 if inputs_of(slot) == 49 else 24  # they are others once the model is at work
             x[:, codes : codes + 8] = 0
             target = np.clip(lacking / spread, -0.05, 0.05) * 2**24
