@@ -13,6 +13,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numcodecs
@@ -291,6 +292,26 @@ def test_networks_that_are_not_sound(network, match):
 def test_a_network_with_other_inputs_than_its_slot():
     pack = linear({0: (np.zeros((2, 35)), np.zeros(2))}, "narrow")
     with pytest.raises(errors.InvalidModelError, match="pack 'narrow': found .*inputs"):
+        AESZ(0.1, model=pack)
+
+
+@pytest.mark.parametrize(("hidden", "sound"), [((256, 218), True), ((256, 219), False), ((256,) * 9, False)])
+def test_a_network_that_would_make_decoding_slow(hidden, sound):
+    """36 inputs, two outputs: 65,460 multiplications for a point, 65,718, and many more."""
+    widths, layers, tensors = (36, *hidden, 2), [], {}
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
+        tensors |= {f"{i}.w": np.zeros((outputs, inputs), np.int8), f"{i}.b": np.zeros(outputs, np.int32)}
+        layers.append({"type": "linear", "weight": f"{i}.w", "bias": f"{i}.b"})
+        if outputs > 2:
+            tensors[f"{i}.s"] = np.ones(outputs, np.uint8)
+            layers[-1] |= {"shift": f"{i}.s", "activation": "relu"}
+    network = {"slots": {"0": {"arithmetic": "INT-1", "input": {"channels": 36}, "layers": layers}}}
+    manifest = {"id": "wide", "kind": "interpolation", "licence": "CC0-1.0", "network": network}
+    pack = Pack.from_bytes(write_pack(manifest, tensors))
+    if sound:
+        AESZ(0.1, model=pack)
+        return
+    with pytest.raises(errors.InvalidModelError, match=r"slots\.0: found \d{5,6} multipl.*at most 65536"):
         AESZ(0.1, model=pack)
 
 
