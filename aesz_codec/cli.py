@@ -294,10 +294,10 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train a model from your own data",
         description="Trains a model pack from NetCDF files or Zarr stores and judges it on data that it has not seen: networks "
-        "for learned interpolation, or a basis for the grid of one variable. Needs torch (pip install 'aesz-codec[train]'); an "
-        "interrupted run goes on where it was.",
+        "for learned interpolation; a basis, or a forecaster, for the grid of one variable. Needs torch "
+        "(pip install 'aesz-codec[train]'); an interrupted run goes on where it was.",
     )
-    train.add_argument("kind", metavar="KIND", help="interpolation or basis")
+    train.add_argument("kind", metavar="KIND", help="interpolation, basis or forecaster")
     train.add_argument("data", nargs="+", metavar="DATA", help="NetCDF files or Zarr stores to learn from")
     train.add_argument("--out", required=True, metavar="PACK", help="the pack to be written")
     train.add_argument("--id", required=True, help="name of the model: small letters, digits, '-', '_', '.'")
