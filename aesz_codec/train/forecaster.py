@@ -32,7 +32,7 @@ TAPS: tuple[Tap, ...] = (
 )
 """Frames, lines and columns back; those in the line come last."""
 
-_AGES = (0, 1, 4)
+_SETS = ((0, 2), (1, 1), (4, 3))  # from which frame on, and how far taps reach: few frames are early ones
 _RIDGE = 1e-5  # towards the weights that are best for all points
 _LOST = 0.02  # share of the error that rounding may add
 _SHIFTS = range(4, 13)
@@ -96,8 +96,8 @@ def fit(
     inside = _inside(grid)
     products[:, range(len(TAPS)), range(len(TAPS))] += noise * inside
     solved = []
-    for age in _AGES:
-        kept = [k for k, tap in enumerate(TAPS) if tap[0] <= age]
+    for age, reach in _SETS:
+        kept = [k for k, (a, b, c) in enumerate(TAPS) if a <= age and max(abs(b), abs(c)) <= reach]
         solved.append((kept, _solved(products[:, kept][:, :, kept], targets[:, kept], inside[:, kept])))
     kept, weights = solved[-1]
     least = float(_errors(products, targets, powers, weights).sum())
@@ -105,7 +105,7 @@ def fit(
         rounded = _rounded(products, weights, shift)
         if _errors(products, targets, powers, rounded).sum() <= (1 + _LOST) * least:
             break
-    network = {"grid": list(grid), "ages": list(_AGES), "shift": shift}
+    network = {"grid": list(grid), "ages": [age for age, _ in _SETS], "shift": shift}
     tensors: dict[str, npt.NDArray[Any]] = {}
     finest = min(min(tolerances), float(np.sqrt(least / len(mean.reshape(-1)))))
     offset_shift = int(np.clip(np.ceil(np.log2(16 / finest)), -40, 40))
