@@ -257,7 +257,7 @@ def test_networks_are_built_once_for_a_digest(monkeypatch):
 
 
 def test_a_pack_of_another_kind_is_refused():
-    with pytest.raises(errors.ModelKindError, match="'contexts'.*'interpolation' or 'basis'"):
+    with pytest.raises(errors.ModelKindError, match="'contexts'.*'interpolation' or .*'basis'"):
         coded(waves(20, 20), contexts_pack())
     with pytest.raises(errors.ModelKindError, match="model 'contexts'"):
         AESZ(0.1, model=contexts_pack())
