@@ -3,7 +3,7 @@
 Run as ``python -m benchmarks.models PACK...`` (suite of AESZ_DATA, else a synthetic field); writes ``models.csv`` and
 ``models.md``.
 Every stream is decoded and checked. Packs that come with the package are not counted among the bytes; an array that carries one
-in its metadata pays for it once, whatever its size: the last column says from how many chunks on that is earned.
+in its metadata pays for it once, whatever its size: a column says from how many MB of raw data on that is earned.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from aesz_codec.packs import Pack
 from benchmarks import fields, rates, report
+from benchmarks.peers import sz3
 from benchmarks.peers.aesz import Aesz
 
 
@@ -23,6 +24,11 @@ def _table(measured: Sequence[rates.Rate], effort: str, pack_bytes: int) -> str:
     coded = {(r.peer, r.field, r.bound): r for r in measured}
     rows: list[list[object]] = []
     quotients: dict[str, list[float]] = {}
+    smallest: dict[tuple[str, str], int] = {}
+    for rate in measured:
+        if rate.family == "sz3":
+            cell = rate.field, rate.bound
+            smallest[cell] = min(rate.coded_bytes, smallest.get(cell, rate.coded_bytes))
     for (peer, field, bound), off in coded.items():
         if peer != f"aesz-{effort}":
             continue
@@ -31,16 +37,19 @@ def _table(measured: Sequence[rates.Rate], effort: str, pack_bytes: int) -> str:
         quotients.setdefault(bound, []).append(quotient)
         saved = off.coded_bytes - on.coded_bytes
         even = f"{math.ceil(pack_bytes / saved * off.raw_bytes / 1e6)}" if saved > 0 else "never"
-        rows.append([field, bound, off.coded_bytes, on.coded_bytes, f"{quotient:.3f}", even])
+        row = [field, bound, off.coded_bytes, on.coded_bytes, f"{quotient:.3f}", even]
+        rows.append([*row, *([f"{smallest[field, bound] / on.coded_bytes:.3f}"] if smallest else [])])
+    more = [""] * bool(smallest)
     for bound, found in quotients.items():
         rows.append(
-            [f"**{len(found)} fields**", bound, "", "", f"**{report.geometric_mean(found):.3f}**", ""]
+            [f"**{len(found)} fields**", bound, "", "", f"**{report.geometric_mean(found):.3f}**", "", *more]
         )
     every = [q for found in quotients.values() for q in found]
     rows.append(
-        ["**all**", "", "", "", f"**{report.geometric_mean(every):.3f}** (most {max(every):.3f})", ""]
+        ["**all**", "", "", "", f"**{report.geometric_mean(every):.3f}** (most {max(every):.3f})", "", *more]
     )
     header = ["field", "bound", "bytes without", "with", "with / without", "embedded pack pays from, MB"]
+    header += ["best SZ3 / with"] * bool(smallest)
     return report.markdown_table(header, rows, text_columns=2)
 
 
@@ -50,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", help="suite.json or its folder (default: the variable AESZ_DATA)")
     parser.add_argument("--fields", default="", help="only these, separated by commas")
     parser.add_argument("--bounds", default="1e-2,1e-3", help="of the suite's (default: 1e-2,1e-3)")
+    parser.add_argument("--abs", default="", help="bounds in the units of the fields, instead")
+    parser.add_argument("--sz3", action="store_true", help="the smallest setting of SZ3 beside it")
     parser.add_argument("--effort", default="default")
     parser.add_argument("--title", default="What models save")
     parser.add_argument("--workers", type=int, default=1)
@@ -64,11 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [field for field in chosen if not wanted or field.name in wanted]
     bounds = options.bounds.split(",")
     peers = [Aesz(options.effort), Aesz(options.effort, models=tuple(options.packs))]
+    peers = [*peers, *(sz3.settings(()) if options.sz3 else ())]
+    absolute = fields.parse_bounds("abs", options.abs) if options.abs else ()
     tasks = [
         (field, bound, "float32", peers)
         for field in chosen
-        for bound in field.bounds
-        if not suite or bound.label in bounds
+        for bound in absolute or field.bounds
+        if absolute or not suite or bound.label in bounds
     ]
     measured = [rate for found, _ in rates.run(tasks, options.workers) for rate in found]
     options.output.mkdir(parents=True, exist_ok=True)
