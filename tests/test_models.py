@@ -261,8 +261,10 @@ def test_a_pack_of_another_kind_is_refused():
         coded(waves(20, 20), contexts_pack())
     with pytest.raises(errors.ModelKindError, match="model 'contexts'"):
         AESZ(0.1, model=contexts_pack())
-    with pytest.raises(errors.ModelKindError, match="no model.*damaged"):
+    with pytest.raises(errors.ModelKindError, match="'forecaster'.*damaged"):
         learned_by(random_pack(), Method.CAUSAL)
+    with pytest.raises(errors.ModelKindError, match="no model.*damaged"):
+        learned_by(random_pack(), Method.LOCAL)
     assert issubclass(errors.ModelKindError, ValueError)
 
 
