@@ -139,7 +139,12 @@ def train(
         If there is nothing to learn from: only NaN, or constant.
     """
     if kind not in KINDS:
-        raise InvalidConfigError.at("kind", found=repr(kind), expected=" or ".join(map(repr, KINDS)))
+        raise InvalidConfigError.at(
+            "kind",
+            found=repr(kind),
+            expected=" or ".join(map(repr, KINDS)),
+            remedy="'autoencoder' is trained by aesz_codec.train.autoencoder and the command 'aesz-codec train autoencoder'",
+        )
     for bound in bounds:
         if bound.mode not in ("abs", "range_rel"):
             raise InvalidConfigError.at("bound", found=str(bound), expected="abs or range_rel")

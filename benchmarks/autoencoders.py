@@ -1,0 +1,673 @@
+"""AE-SZ's comparison (Liu et al. 2021), judged by bytes: blocks predicted by an autoencoder, Lorenzo or interpolation.
+
+Run as ``python -m benchmarks.autoencoders`` (suite of AESZ_DATA); writes ``table.csv``, ``table.md`` and ``shares.png``.
+Models are trained here, on TRAIN fields alone, each in minutes on one core, and kept in ``--models``.
+
+::
+
+    x = values / step -> blocks of the autoencoder   P + rint(x - P)       P from the side information alone
+                      -> blocks of Lorenzo           q = rint(x)           from neighbours rounded to the lattice
+                      -> blocks of interpolation     I + rint(x - I)       level by level, from all decoded points
+
+A mixture is decoded in this order, so every prediction is made of decoded values: all three in one array, block by block.
+Lorenzo's decoded values lie on the lattice of steps, where it makes no difference whether its sums are taken before or
+after quantization; next to a block of the autoencoder it takes that block's decoded values, rounded; where a neighbour is
+not decoded yet (beyond the array, NaN, a block of interpolation) it falls back to fewer axes.  The residual integers of every
+rule are coded by the same coder, the weight coder of packs (``docs/packs.md``, section 5: adaptive contexts of neighbouring
+magnitudes and signs, no prediction), in the order of the field or of the levels, whichever is smaller.  The side information of
+blocks (`aesz_codec.autoencoder.Description`), which predictor each block has, and places of NaN count; models do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aesz_codec import _core, pipeline
+from aesz_codec.autoencoder import FRACTION, Autoencoder, joined, tiled
+from aesz_codec.bounds import ErrorBound
+from aesz_codec.packs import Pack
+from benchmarks import fields, report
+from benchmarks.peers import lattice
+
+BOUNDS = (1e-1, 1e-2, 1e-3, 1e-4)
+COARSENESS = (1, 3, 5, 7)  # of latents: tried on the first pieces
+AE, LORENZO, INTERPOLATION = 0, 1, 2
+_NAMES = ("AE", "Lorenzo", "interpolation")
+_HEADER = 8  # bytes of a mixture besides all that is coded: number, order and length of its parts
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A DEV field, the TRAIN fields that its model is trained on, and how both are cut."""
+
+    name: str
+    train: tuple[str, ...]
+    block: tuple[int, ...]
+    latents: int
+    frames: int  # of a piece; pieces of one frame have two axes
+    pieces: int  # evenly spread over the field
+
+    @property
+    def model(self) -> str:
+        return f"{self.name}-{'x'.join(map(str, self.block))}"
+
+
+SUBJECTS = (
+    Subject("cesm_TS_dev", ("cesm_TS_train",), (32, 32), 16, 1, 10),
+    Subject("cesm_PRECT_dev", ("cesm_PRECT_train",), (32, 32), 16, 1, 6),
+    Subject("pop_SST_dev", ("pop_SSH_train", "cesm_TS_train"), (32, 32), 16, 1, 5),
+    Subject(
+        "era5_weurope_t2m_1988_1989",
+        ("era5_weurope_t2m_1980_1982", "era5_weurope_t2m_1983_1985"),
+        (8, 8, 8),
+        8,
+        128,
+        8,
+    ),
+    Subject(
+        "era5_weurope_msl_1988_1989",
+        ("era5_weurope_msl_1980_1982", "era5_weurope_msl_1983_1985"),
+        (8, 8, 8),
+        8,
+        128,
+        8,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One field at one bound: shares of blocks won, and bytes."""
+
+    field: str
+    bound: str
+    tolerance: float
+    values: int
+    blocks: int
+    coarseness: int
+    l1_ae: float
+    l1_lorenzo: float
+    l1_interpolation: float
+    aesz_ae: float  # won from Lorenzo by L1: the paper's number
+    bytes_ae: float
+    bytes_lorenzo: float
+    bytes_interpolation: float
+    ae: int
+    ae_side: int  # of them
+    lorenzo: int
+    interpolation: int
+    aesz_rule: int
+    our_rule: int
+    our_rule_chose: str
+    residual_by_codec: int  # of the autoencoder's prediction, with the side information
+    codec: int
+    sz3: int
+    best_sz3: int
+    zfp: int
+    violations: int
+
+
+# ---- one piece ---------------------------------------------------------------------------------------------------
+
+
+class Piece:
+    """One array at one step: predictions, and mixtures of them.
+
+    Attributes
+    ----------
+    x : float64
+        Values in steps; what is missing is 0.
+    valid : bool
+        Where there are values.
+    description : Description
+        Of all blocks, for the autoencoder.
+    """
+
+    def __init__(self, values: np.ndarray, tolerance: float, model: Autoencoder, coarseness: int) -> None:
+        self.values, self.tolerance, self.model = values, tolerance, model
+        self.valid = np.isfinite(values)
+        largest = float(np.abs(values[self.valid]).max(initial=0))
+        self.step = 2 * tolerance - float(np.spacing(np.float32(largest)))  # room for rounding to float32
+        if not self.step > 0:
+            raise fields.BadArgument(f"bound {tolerance:g}: below the spacing of the values")
+        self.x = np.where(self.valid, np.nan_to_num(values).astype(np.float64) / self.step, 0.0)
+        self.grid = model.blocks(values.shape)
+        self.description = model.describe(_filled(self.x, self.valid, model.block), 1.0, coarseness)
+        self.predicted = model.predict(self.description, values.shape) / 2.0**FRACTION
+        self.base = float(np.rint(self.x[self.valid].mean())) if self.valid.any() else 0.0
+
+    def mixture(self, choice: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Code with one predictor a block, shape `grid`: residual integers, predictions, decoded values, in steps."""
+        block = self.model.block
+        wide = np.broadcast_to(choice.reshape(*self.grid, *(1,) * len(block)), (*self.grid, *block))
+        method = joined(wide, self.x.shape)
+        prediction = self.predicted.copy()
+        decoded = prediction + np.where(self.valid, np.rint(self.x - prediction), 0)
+        on_lattice = np.where(method == AE, np.rint(decoded), np.rint(self.x))
+        if (method == LORENZO).any():
+            there = self.valid & (method != INTERPOLATION)
+            mine = method == LORENZO
+            guess = lorenzo(on_lattice, there, self.base)
+            prediction[mine], decoded[mine] = guess[mine], np.rint(self.x)[mine]
+            decoded[mine & ~self.valid] = guess[mine & ~self.valid]
+        if (method == INTERPOLATION).any():
+            interpolate(self.x, self.valid, method == INTERPOLATION, prediction, decoded, self.base)
+        residual = np.where(method == LORENZO, np.rint(self.x) - prediction, np.rint(self.x - prediction))
+        codes = np.where(self.valid, residual, 0).astype(np.int32)
+        return codes, prediction, decoded
+
+    def uniform(self, method: int) -> np.ndarray:
+        return np.full(self.grid, method)
+
+    def coded(self, choice: np.ndarray, codes: np.ndarray) -> int:
+        """Return the bytes of a mixture, all but the places of NaN."""
+        size = _HEADER + min(len(_coded(codes)), len(_coded(by_level(codes))))
+        mine = (choice == AE).ravel()
+        if mine.any():
+            size += len(self.description.subset(mine).to_bytes())
+        if (choice != choice.flat[0]).any():
+            size += len(_coded(choice))
+        return size
+
+    def violations(self, decoded: np.ndarray) -> int:
+        """Count values out of the bound, in float32."""
+        out = (decoded * self.step).astype(np.float32).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return int((~(np.abs(out - self.values) <= self.tolerance) & self.valid).sum())
+
+
+def _filled(x: np.ndarray, valid: np.ndarray, block: tuple[int, ...]) -> np.ndarray:
+    """Give missing values the mean of those of their block, or of the last block that has any."""
+    if valid.all():
+        return x
+    blocks, there = tiled(x, block), tiled(valid, block)
+    axes = tuple(range(blocks.ndim - len(block), blocks.ndim))
+    count = there.sum(axes)
+    means = ((blocks * there).sum(axes) / np.maximum(count, 1)).ravel()
+    last = np.maximum.accumulate(np.where(count.ravel() > 0, np.arange(count.size), -1))
+    last[last < 0] = np.argmax(count.ravel() > 0)
+    means = means[last].reshape(*count.shape, *(1,) * len(block))
+    return np.where(valid, x, joined(np.broadcast_to(means, blocks.shape), x.shape))
+
+
+def lorenzo(lattice_values: np.ndarray, there: np.ndarray, base: float) -> np.ndarray:
+    """Predict every point from its neighbours before it, along as many axes as are there."""
+    axes = range(lattice_values.ndim)
+    behind: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
+    for count in axes:
+        for offsets in itertools.combinations(axes, count + 1):
+            value, known = lattice_values, there
+            for axis in offsets:
+                value, known = _behind(value, axis), _behind(known, axis)
+            behind[offsets] = value, known
+    guess = np.full(lattice_values.shape, base)
+    open_ = np.ones(lattice_values.shape, bool)
+    for count in range(lattice_values.ndim, 0, -1):
+        for chosen in itertools.combinations(axes, count):
+            terms = [t for n in range(1, count + 1) for t in itertools.combinations(chosen, n)]
+            known = open_ & np.logical_and.reduce([behind[t][1] for t in terms])
+            total = sum((1 if len(t) % 2 else -1) * behind[t][0] for t in terms)
+            guess[known] = np.asarray(total)[known]
+            open_ &= ~known
+    return guess
+
+
+def _behind(array: np.ndarray, axis: int) -> np.ndarray:
+    out = np.zeros_like(array)
+    first: list[slice] = [slice(None)] * array.ndim
+    last = list(first)
+    first[axis], last[axis] = slice(1, None), slice(None, -1)
+    out[tuple(first)] = array[tuple(last)]
+    return out
+
+
+def interpolate(
+    x: np.ndarray | None,
+    valid: np.ndarray,
+    mine: np.ndarray,
+    prediction: np.ndarray,
+    decoded: np.ndarray,
+    base: float,
+    codes: np.ndarray | None = None,
+) -> None:
+    """Predict and decode, in place, the points `mine`, from coarse to fine; `x` to encode, `codes` to decode.
+
+    Along each axis in turn, new points in the middle of old ones: cubic, linear where there are not enough, the nearest
+    point at the end.
+    """
+
+    def fill(where: tuple[slice, ...], guess: np.ndarray | float) -> None:
+        here = mine[where]
+        prediction[where] = np.where(here, guess, prediction[where])
+        residual = np.rint(x[where] - prediction[where]) if x is not None else codes[where]  # type: ignore[index]
+        known = prediction[where] + np.where(valid[where], residual, 0)
+        decoded[where] = np.where(here, known, decoded[where])
+
+    stride = 1 << (max(x.shape if x is not None else valid.shape) - 1).bit_length()
+    fill(tuple(slice(0, 1) for _ in valid.shape), base)
+    while stride > 1:
+        half = stride // 2
+        for axis, length in enumerate(valid.shape):
+            if length <= half:
+                continue
+            grid = [slice(0, None, half if a < axis else stride) for a in range(valid.ndim)]
+            old, new = list(grid), list(grid)
+            new[axis] = slice(half, None, stride)
+            known = np.moveaxis(decoded[tuple(old)], axis, 0)
+            count = len(range(half, length, stride))
+            fill(tuple(new), np.moveaxis(_middle(known, count), 0, axis))
+        stride = half
+
+
+def _middle(known: np.ndarray, count: int) -> np.ndarray:
+    """Interpolate between successive entries of the first axis; `count` is their number less one, or theirs."""
+    out = known[:count].copy()
+    pairs = len(known) - 1
+    out[:pairs] = (known[:-1] + known[1:]) / 2
+    if pairs > 2:
+        out[1 : pairs - 1] = (9 * (known[1:-2] + known[2:-1]) - known[:-3] - known[3:]) / 16
+    return out
+
+
+def by_level(codes: np.ndarray) -> np.ndarray:
+    """Sort every axis by level, coarse first: neighbours are then of one level."""
+    for axis, length in enumerate(codes.shape):
+        at = np.arange(length)
+        level = np.where(at, at & -at, 1 << 30)
+        codes = np.take(codes, np.argsort(-level, kind="stable"), axis)
+    return codes
+
+
+def _coded(matrix: np.ndarray) -> bytes:
+    return _core.encode_weights(np.ascontiguousarray(matrix, np.int32).reshape(-1, matrix.shape[-1]))
+
+
+# ---- which predictor ---------------------------------------------------------------------------------------------
+
+
+def costs(piece: Piece, codes: Sequence[np.ndarray]) -> np.ndarray:
+    """Estimate the bits of every block with each predictor, shape (3, *grid).
+
+    Residuals are charged by their frequency among those of the same predictor with such neighbours (and for interpolation of
+    such a level); the side information by the bytes of all of it, spread over the blocks by the sizes of their latents.
+    """
+    out = []
+    for method, of in enumerate(codes):
+        bits = _bits(of, levels=method == INTERPOLATION)
+        bits[~piece.valid] = 0
+        tiles = tiled(bits, piece.model.block)
+        whole = np.ones(of.shape, bool)
+        axes = tuple(range(tiles.ndim - len(piece.model.block), tiles.ndim))
+        inside = joined_mask(whole, piece.model.block, piece.grid)
+        total = (tiles * inside).sum(axes)
+        if method == AE:
+            weight = np.log2(1 + 2.0 * np.abs(piece.description.latents)).sum(1) + 6
+            side = 8.0 * len(piece.description.to_bytes())
+            total = total + (weight * side / weight.sum()).reshape(piece.grid)
+        out.append(total)
+    return np.stack(out)
+
+
+def joined_mask(whole: np.ndarray, block: tuple[int, ...], grid: tuple[int, ...]) -> np.ndarray:
+    """Return where the blocks of an array are not padding, shape (*grid, *block)."""
+    dims = len(block)
+    lead, last = whole.shape[: whole.ndim - dims], whole.shape[whole.ndim - dims :]
+    padded = np.zeros((*lead, *(g * b for g, b in zip(grid[len(lead) :], block, strict=True))), bool)
+    padded[(..., *(slice(n) for n in last))] = True
+    return tiled(padded, block)
+
+
+def _bits(codes: np.ndarray, levels: bool) -> np.ndarray:
+    size = np.minimum(np.abs(codes), 1 << 20)
+    near = 2 * _behind(size, codes.ndim - 1)
+    for axis in range(codes.ndim - 1):
+        near = near + 2 * _behind(size, axis) + _behind(_behind(size, axis), codes.ndim - 1)
+    context = np.minimum(np.ceil(2 * np.log2(1 + near)), 23).astype(np.int64)
+    if levels:
+        finest = np.zeros(codes.shape, np.int64)
+        for axis, length in enumerate(codes.shape):
+            odd = (np.arange(length) & 1).reshape([-1 if a == axis else 1 for a in range(codes.ndim)])
+            finest = finest | odd
+        context = 2 * context + finest
+    symbol = np.minimum(size, 15)
+    counts = np.bincount((16 * context + symbol).ravel(), minlength=16 * 48).reshape(48, 16) + 0.2
+    price = -np.log2(counts / counts.sum(1, keepdims=True))
+    escape = np.where(size >= 15, 2 * np.log2(np.maximum(size - 13, 1)), 0)
+    bits: np.ndarray = price[context, symbol] + (symbol > 0) + escape
+    return bits
+
+
+# ---- one field at one bound --------------------------------------------------------------------------------------
+
+
+def measure(
+    subject: Subject, pieces: Sequence[np.ndarray], model: Autoencoder, bound: float, spread: float
+) -> Row:
+    """Code all pieces of a field at one bound in every way."""
+    tolerance = bound * spread
+    trial = pieces[:2]
+    tried = {}
+    for coarseness in COARSENESS:
+        made = [Piece(values, tolerance, model, coarseness) for values in trial]
+        tried[coarseness] = sum(p.coded(p.uniform(AE), p.mixture(p.uniform(AE))[0]) for p in made)
+    coarseness = min(tried, key=lambda c: tried[c])
+    total = dict.fromkeys(
+        (
+            "ae",
+            "ae_side",
+            "lorenzo",
+            "interpolation",
+            "aesz_rule",
+            "our_rule",
+            "residual_by_codec",
+            "codec",
+            "zfp",
+        ),
+        0,
+    )
+    sz3: dict[str, int] = {}
+    l1_won, byte_won, pair_won, blocks, violations = np.zeros(3), np.zeros(3), 0, 0, 0
+    chosen: dict[str, int] = {}
+    for values in pieces:
+        piece = Piece(values, tolerance, model, coarseness)
+        missing = len(lattice.fill(values)[1])
+        uniform = [piece.mixture(piece.uniform(method)) for method in range(3)]
+        violations += sum(piece.violations(decoded) for _, _, decoded in uniform)
+        inside = joined_mask(piece.valid, model.block, piece.grid) & tiled(piece.valid, model.block)
+        axes = tuple(range(inside.ndim - len(model.block), inside.ndim))
+        l1 = np.stack(
+            [(np.abs(tiled(piece.x - guess, model.block)) * inside).sum(axes) for _, guess, _ in uniform]
+        )
+        bits = costs(piece, [codes for codes, _, _ in uniform])
+        some = inside.any(axes)
+        blocks += int(some.sum())
+        l1_won += np.bincount(l1.argmin(0)[some], minlength=3)
+        byte_won += np.bincount(bits.argmin(0)[some], minlength=3)
+        pair = np.where(l1[AE] < l1[LORENZO], AE, LORENZO)
+        pair_won += int((pair[some] == AE).sum())
+
+        sizes: dict[str, int] = {}
+        for method, name in enumerate(_NAMES):
+            sizes[name] = piece.coded(piece.uniform(method), uniform[method][0]) + missing
+        rules = {"AE-SZ": pair}
+        for which in (
+            (AE, LORENZO),
+            (AE, INTERPOLATION),
+            (LORENZO, INTERPOLATION),
+            (AE, LORENZO, INTERPOLATION),
+        ):
+            name = "+".join(_NAMES[m] for m in which)
+            rules[name] = np.asarray(which)[bits[list(which)].argmin(0)]
+        for name, choice in rules.items():
+            codes, _, decoded = piece.mixture(choice)
+            violations += piece.violations(decoded)
+            sizes[name] = piece.coded(choice, codes) + missing
+        total["ae"] += sizes["AE"]
+        total["ae_side"] += len(piece.description.to_bytes())
+        total["lorenzo"] += sizes["Lorenzo"]
+        total["interpolation"] += sizes["interpolation"]
+        total["aesz_rule"] += sizes.pop("AE-SZ")
+        best = min(sizes, key=lambda name: sizes[name])
+        chosen[best] = chosen.get(best, 0) + 1
+        total["our_rule"] += sizes[best]
+
+        prediction = np.where(piece.valid, piece.predicted * piece.step, 0)
+        residual = values.astype(np.float64) - prediction
+        stream = pipeline.encode(residual, ErrorBound("abs", piece.step / 2))
+        restored = (pipeline.decode(stream) + prediction).astype(np.float32)
+        violations += _violations(values, restored, tolerance)
+        total["residual_by_codec"] += len(stream) + len(piece.description.to_bytes())
+        stream = pipeline.encode(values, ErrorBound("abs", tolerance))
+        violations += _violations(values, pipeline.decode(stream), tolerance)
+        total["codec"] += len(stream)
+        for name, size in _peers(values, tolerance):
+            if name == "zfp":
+                total["zfp"] += size
+            else:
+                sz3[name] = sz3.get(name, 0) + size
+    return Row(
+        subject.name,
+        fields.Bound("range_rel", bound).label,
+        tolerance,
+        sum(values.size for values in pieces),
+        blocks,
+        coarseness,
+        *(l1_won / blocks).tolist(),
+        pair_won / blocks,
+        *(byte_won / blocks).tolist(),
+        our_rule_chose=max(chosen, key=lambda name: chosen[name]),
+        sz3=sz3["sz3-interp-lorenzo"],
+        best_sz3=min(sz3.values()),
+        violations=violations,
+        **total,
+    )
+
+
+def _violations(values: np.ndarray, decoded: np.ndarray, tolerance: float) -> int:
+    finite = np.isfinite(values)
+    wrong = ~(np.abs(decoded[finite].astype(np.float64) - values[finite]) <= tolerance)
+    return int(wrong.sum()) + int((np.isfinite(decoded) & ~finite).sum())
+
+
+def _peers(values: np.ndarray, tolerance: float) -> Iterator[tuple[str, int]]:
+    """Yield bytes of SZ3 and zfp, decoded and checked."""
+    from benchmarks.peers import sz3, zfp
+
+    for peer in (*sz3.settings([]), *zfp.settings([])):
+        if peer.max_ndim is not None:
+            continue
+        stream = peer.compress(values, tolerance)
+        wrong = _violations(values, peer.decompress(stream, values.shape, values.dtype), tolerance)
+        if wrong:
+            print(f"{peer.name}: {wrong} values out of the bound", file=sys.stderr)
+        yield peer.name, len(stream)
+
+
+# ---- fields and models -------------------------------------------------------------------------------------------
+
+
+def read(suite: Path, name: str) -> np.ndarray:
+    return fields.Field(name, str(suite), None, None, ()).read("float32")
+
+
+def cut(subject: Subject, values: np.ndarray) -> list[np.ndarray]:
+    """Pieces of some frames, evenly spread; of one frame without its axis."""
+    starts = np.linspace(0, len(values) - subject.frames, min(subject.pieces, len(values) // subject.frames))
+    made = [values[int(at) : int(at) + subject.frames] for at in starts]
+    return [np.ascontiguousarray(piece[0] if subject.frames == 1 else piece) for piece in made]
+
+
+def trained(subject: Subject, suite: Path, folder: Path, steps: int, count: int) -> tuple[Pack, str]:
+    """Train a model, or take the one that is there; and say how well it does beside principal components."""
+    path = folder / f"{subject.model}.aeszpack"
+    if not path.exists():
+        from aesz_codec.train.autoencoder import fit, sample
+        from aesz_codec.train.packing import write_pack
+
+        start = time.perf_counter()
+        rng = np.random.default_rng(0)
+        parts = [read(suite, name) for name in subject.train]
+        blocks = np.concatenate([sample(part, subject.block, count // len(parts), rng) for part in parts])
+        blocks = blocks[rng.permutation(len(blocks))]
+        fitted = fit(blocks, latents=subject.latents, steps=steps)
+        seconds = time.perf_counter() - start
+        manifest = {
+            "id": subject.model.lower(),
+            "kind": "autoencoder",
+            "licence": "see the data",
+            "network": fitted.network,
+            "training": {
+                "data": list(subject.train),
+                "split": "TRAIN",
+                "steps": steps,
+                "blocks": len(blocks),
+                "seconds": round(seconds),
+                "explained": round(fitted.explained, 4),
+                "explained_by_components": round(fitted.linear, 4),
+            },
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(write_pack(manifest, fitted.tensors))
+    pack = Pack.from_file(path)
+    t = pack.manifest["training"]
+    text = (
+        f"| {subject.name} | {', '.join(t['data'])} | {'x'.join(map(str, subject.block))} | {subject.latents} | "
+        f"{t['steps']} | {t['seconds']} | {pack.nbytes} | {t['explained']:.3f} | {t['explained_by_components']:.3f} |"
+    )
+    return pack, text
+
+
+# ---- report ------------------------------------------------------------------------------------------------------
+
+
+def tables(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
+    percent = "{:.0%}".format
+    won = [
+        [r.field, r.bound, *map(percent, (r.aesz_ae, r.l1_ae, r.l1_lorenzo, r.l1_interpolation))]
+        + [*map(percent, (r.bytes_ae, r.bytes_lorenzo, r.bytes_interpolation))]
+        for r in rows
+    ]
+    coded = [
+        [
+            r.field,
+            r.bound,
+            r.ae,
+            f"{r.ae_side / r.ae:.0%}",
+            r.lorenzo,
+            r.interpolation,
+            r.aesz_rule,
+            r.our_rule,
+        ]
+        + [r.our_rule_chose, r.residual_by_codec, f"**{r.codec}**", r.sz3, r.best_sz3, r.zfp]
+        for r in rows
+    ]
+    ratios = []
+    for bound in dict.fromkeys(r.bound for r in rows):
+        these = [r for r in rows if r.bound == bound]
+        names = (
+            "ae",
+            "lorenzo",
+            "interpolation",
+            "aesz_rule",
+            "our_rule",
+            "residual_by_codec",
+            "best_sz3",
+            "zfp",
+        )
+        means = [report.geometric_mean(getattr(r, name) / r.codec for r in these) for name in names]
+        ratios.append([bound, *(f"{mean:.2f}" for mean in means)])
+    return [
+        "## Share of blocks won",
+        report.markdown_table(
+            ["field", "bound", "AE from Lorenzo, L1 (the paper's rule)", "L1: AE", "Lorenzo", "interpolation"]
+            + ["bytes: AE", "Lorenzo", "interpolation"],
+            won,
+            2,
+        ),
+        "## Bytes",
+        report.markdown_table(
+            ["field", "bound", "AE only", "of it side information", "Lorenzo only", "interpolation only"]
+            + ["AE-SZ's rule", "our rule", "most often", "AE, residual by the codec", "codec, no model"]
+            + ["SZ3", "best SZ3", "zfp"],
+            coded,
+            2,
+        ),
+        "## Bytes / bytes of the codec without a model, geometric mean over the fields",
+        report.markdown_table(
+            ["bound", "AE only", "Lorenzo only", "interpolation only", "AE-SZ's rule", "our rule"]
+            + ["AE, residual by the codec", "best SZ3", "zfp"],
+            ratios,
+        ),
+        "## Models",
+        "\n".join(
+            [
+                "| field | trained on | block | latents | steps | seconds | bytes of the pack | explained | components |",
+                "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+                *models,
+            ]
+        ),
+    ]
+
+
+def plot(path: Path, rows: Sequence[Row]) -> None:
+    """Draw the shares of blocks won against the bound."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(r.field for r in rows))
+    figure, panels = pyplot.subplots(
+        2, len(names), figsize=(3 * len(names), 5.5), sharey=True, sharex=True, squeeze=False
+    )
+    colors = ("#D55E00", "#0072B2", "#009E73")
+    for column, name in enumerate(names):
+        these = [r for r in rows if r.field == name]
+        at = [float(r.bound) for r in these]
+        for row, judge in enumerate(("l1", "bytes")):
+            axes = panels[row][column]
+            for method, color in zip(("ae", "lorenzo", "interpolation"), colors, strict=True):
+                label = "autoencoder" if method == "ae" else method
+                axes.plot(
+                    at, [100 * getattr(r, f"{judge}_{method}") for r in these], "o-", color=color, label=label
+                )
+            axes.set_xscale("log")
+            axes.grid(alpha=0.3)
+            axes.set_title(name if row == 0 else "", fontsize=9)
+        panels[0][column].invert_xaxis() if column == 0 else None
+        panels[1][column].set_xlabel("error bound / range")
+    panels[0][0].set_ylabel("blocks won by L1, %")
+    panels[1][0].set_ylabel("by estimated bytes, %")
+    figure.legend(
+        *panels[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False
+    )
+    figure.set_layout_engine("constrained")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.autoencoders", description=__doc__)
+    parser.add_argument("--suite", help="suite.json or its folder (default: the variable AESZ_DATA)")
+    parser.add_argument("--fields", default="", help="only these, separated by commas")
+    parser.add_argument("--steps", type=int, default=2000, help="of training (default: 2000)")
+    parser.add_argument("--blocks", type=int, default=16000, help="to learn from (default: 16000)")
+    parser.add_argument("--models", type=Path, help="folder of trained packs (default: models in the output)")
+    parser.add_argument("--output", type=Path, default=Path("benchmark-report"))
+    options = parser.parse_args(argv)
+    suite = fields.find_suite(options.suite)
+    if suite is None:
+        parser.error("no suite: set AESZ_DATA or give --suite")
+    wanted = [name for name in options.fields.split(",") if name]
+    if missing := set(wanted) - {subject.name for subject in SUBJECTS}:
+        parser.error(f"no such fields: {', '.join(sorted(missing))}")
+    rows, models = [], []
+    options.output.mkdir(parents=True, exist_ok=True)
+    for subject in SUBJECTS:
+        if wanted and subject.name not in wanted:
+            continue
+        folder = options.models or options.output / "models"
+        pack, text = trained(subject, suite, folder, options.steps, options.blocks)
+        models.append(text)
+        model = Autoencoder.from_pack(pack)
+        values = read(suite, subject.name)
+        spread = float(np.nanmax(values)) - float(np.nanmin(values))
+        for bound in BOUNDS:
+            rows.append(measure(subject, cut(subject, values), model, bound, spread))
+            print(rows[-1], flush=True)
+    report.write_rows(options.output / "table.csv", Row, rows)
+    report.write_markdown(options.output / "table.md", ["# Autoencoders of blocks", *tables(rows, models)])
+    plot(options.output / "shares.png", rows)
+    return int(any(row.violations for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
