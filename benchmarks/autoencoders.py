@@ -1,6 +1,6 @@
 """AE-SZ's comparison (Liu et al. 2021), judged by bytes: blocks predicted by an autoencoder, Lorenzo or interpolation.
 
-Run as ``python -m benchmarks.autoencoders`` (suite of AESZ_DATA); writes ``table.csv``, ``table.md`` and ``shares.png``.
+Run as ``python -m benchmarks.autoencoders`` (suite of AESZ_DATA); writes tables (``table.md``, ``*.csv``) and ``shares.png``.
 Models are trained here, on TRAIN fields alone, each in minutes on one core, and kept in ``--models``.
 
 ::
@@ -485,8 +485,10 @@ def cut(subject: Subject, values: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(piece[0] if subject.frames == 1 else piece) for piece in made]
 
 
-def trained(subject: Subject, suite: Path, folder: Path, steps: int, count: int) -> tuple[Pack, str]:
-    """Train a model, or take the one that is there; and say how well it does beside principal components."""
+def trained(
+    subject: Subject, suite: Path, folder: Path, steps: int, count: int, average: np.ndarray | None = None
+) -> tuple[Pack, str]:
+    """Train a model (less `average`), or take the one that is there; and say how well it does beside principal components."""
     path = folder / f"{subject.model}.aeszpack"
     if not path.exists():
         from aesz_codec.train.autoencoder import fit, sample
@@ -494,7 +496,7 @@ def trained(subject: Subject, suite: Path, folder: Path, steps: int, count: int)
 
         start = time.perf_counter()
         rng = np.random.default_rng(0)
-        parts = [read(suite, name) for name in subject.train]
+        parts = [read(suite, name) - (0 if average is None else average) for name in subject.train]
         blocks = np.concatenate([sample(part, subject.block, count // len(parts), rng) for part in parts])
         blocks = blocks[rng.permutation(len(blocks))]
         fitted = fit(blocks, latents=subject.latents, steps=steps)
@@ -525,10 +527,127 @@ def trained(subject: Subject, suite: Path, folder: Path, steps: int, count: int)
     return pack, text
 
 
+# ---- whole fields ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A DEV series of small frames, one block each: bytes of all frames, side information and residual."""
+
+    field: str
+    tolerance: float
+    values: int
+    codec: int
+    basis: int
+    basis_side: int  # of them
+    basis_step: int  # of its latents, in tolerances
+    autoencoder: int
+    autoencoder_side: int
+    coarseness: int
+    best_sz3: int
+    violations: int
+
+
+WHOLE = (
+    (
+        Subject(
+            "era5_weurope_t2m_1988_1989",
+            ("era5_weurope_t2m_1980_1982", "era5_weurope_t2m_1983_1985"),
+            (24, 32),
+            64,
+            128,
+            23,
+        ),
+        0.25,
+    ),
+    (
+        Subject(
+            "era5_weurope_msl_1988_1989",
+            ("era5_weurope_msl_1980_1982", "era5_weurope_msl_1983_1985"),
+            (24, 32),
+            64,
+            128,
+            23,
+        ),
+        25.0,
+    ),
+)
+
+
+def whole(subject: Subject, suite: Path, tolerance: float, model: Autoencoder, average: np.ndarray) -> Whole:
+    """Compare an autoencoder of whole frames with principal components (EOFs), both after the TRAIN mean of every point.
+
+    What is left is coded by the codec; integers of the side information by the codec or by the coder of packs, whichever is
+    smaller.
+    """
+    training = np.concatenate([read(suite, name) for name in subject.train]).astype(np.float64) - average
+    flat = training.reshape(len(training), -1)
+    basis = np.linalg.eigh(flat.T @ flat)[1][:, : -subject.latents - 1 : -1]
+    values = read(suite, subject.name)
+    pieces = [values[at : at + subject.frames] for at in range(0, len(values), subject.frames)]
+    bound = ErrorBound("abs", tolerance)
+    violations = 0
+    sz3: dict[str, int] = {}
+    plain_bytes = 0
+    for piece in pieces:
+        stream = pipeline.encode(piece, bound)
+        violations += _violations(piece, pipeline.decode(stream), tolerance)
+        plain_bytes += len(stream)
+        for name, size in _peers(piece, tolerance):
+            sz3[name] = sz3.get(name, 0) + size
+    sz3.pop("zfp")
+
+    def left_over(piece: np.ndarray, prediction: np.ndarray) -> int:
+        kept = tolerance - float(np.spacing(np.abs(piece).max()))
+        stream = pipeline.encode(piece - prediction, ErrorBound("abs", kept))
+        nonlocal violations
+        violations += _violations(piece, (pipeline.decode(stream) + prediction).astype(np.float32), tolerance)
+        return len(stream)
+
+    def integers(matrix: np.ndarray) -> int:
+        exact = pipeline.encode(matrix.astype(np.int32), ErrorBound("lossless"))
+        return min(len(exact), len(_coded(matrix.T)))
+
+    def by_basis(piece: np.ndarray, step: int) -> tuple[int, int]:
+        latents = np.rint((piece - average).reshape(len(piece), -1) @ basis / (step * tolerance))
+        prediction = (latents @ basis.T).reshape(piece.shape) * (step * tolerance) + average
+        side = integers(latents)
+        return side + left_over(piece, prediction), side
+
+    def by_model(piece: np.ndarray, coarseness: int) -> tuple[int, int]:
+        described = model.describe(piece - average, 2 * tolerance, coarseness)
+        prediction = model.predict(described, piece.shape) * (2 * tolerance / 2**FRACTION) + average
+        separate = sum(
+            map(integers, (described.latents, described.means[:, None], described.scales[:, None]))
+        )
+        side = min(len(described.to_bytes()), separate)
+        return side + left_over(piece, prediction), side
+
+    few = pieces[::6]
+    step = min((2, 4, 8, 16, 32), key=lambda s: sum(by_basis(p, s)[0] for p in few))
+    coarseness = min((0, 2, 3, 4, 5, 6), key=lambda c: sum(by_model(p, c)[0] for p in few))
+    from_basis = [by_basis(piece, step) for piece in pieces]
+    from_model = [by_model(piece, coarseness) for piece in pieces]
+    return Whole(
+        subject.name,
+        tolerance,
+        values.size,
+        plain_bytes,
+        sum(size for size, _ in from_basis),
+        sum(side for _, side in from_basis),
+        step,
+        sum(size for size, _ in from_model),
+        sum(side for _, side in from_model),
+        coarseness,
+        min(sz3.values()),
+        violations,
+    )
+
+
 # ---- report ------------------------------------------------------------------------------------------------------
 
 
-def tables(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
+def tables(rows: Sequence[Row], models: Sequence[str], wholes: Sequence[Whole]) -> list[str]:
     percent = "{:.0%}".format
     won = [
         [r.field, r.bound, *map(percent, (r.aesz_ae, r.l1_ae, r.l1_lorenzo, r.l1_interpolation))]
@@ -586,10 +705,34 @@ def tables(rows: Sequence[Row], models: Sequence[str]) -> list[str]:
             + ["AE, residual by the codec", "best SZ3", "zfp"],
             ratios,
         ),
+        "## Whole fields",
+        "A frame of 21 x 31 points is one block, 64 latents; absolute bounds. In brackets: bytes of the side information.",
+        report.markdown_table(
+            [
+                "field",
+                "bound",
+                "codec, no model",
+                "best SZ3",
+                "64 components (EOF)",
+                "/ codec",
+                "autoencoder",
+                "/ codec",
+            ],
+            [
+                [w.field, f"abs {w.tolerance:g}", w.codec, w.best_sz3]
+                + [f"{w.basis} ({w.basis_side})", f"{w.basis / w.codec:.3f}"]
+                + [f"{w.autoencoder} ({w.autoencoder_side})", f"{w.autoencoder / w.codec:.3f}"]
+                for w in wholes
+            ],
+            2,
+        ),
         "## Models",
+        "`explained`: share of the power of unseen blocks (less their means, divided by their scales) that the integers explain, "
+        "latents at a step of 8 codes; `components`: what as many principal components of the same blocks do, in floating point, "
+        "not quantized.",
         "\n".join(
             [
-                "| field | trained on | block | latents | steps | seconds | bytes of the pack | explained | components |",
+                "| field | trained on | block | latents | steps | seconds (wall) | bytes of the pack | explained | components |",
                 "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
                 *models,
             ]
@@ -663,10 +806,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         for bound in BOUNDS:
             rows.append(measure(subject, cut(subject, values), model, bound, spread))
             print(rows[-1], flush=True)
+    wholes = []
+    for subject, tolerance in WHOLE:
+        if wanted and subject.name not in wanted:
+            continue
+        folder = options.models or options.output / "models"
+        average = np.mean([read(suite, name).mean(0, dtype=np.float64) for name in subject.train], axis=0)
+        pack, text = trained(subject, suite, folder, options.steps, options.blocks, average)
+        models.append(text)
+        wholes.append(whole(subject, suite, tolerance, Autoencoder.from_pack(pack), average))
+        print(wholes[-1], flush=True)
+    report.write_rows(options.output / "whole.csv", Whole, wholes)
     report.write_rows(options.output / "table.csv", Row, rows)
-    report.write_markdown(options.output / "table.md", ["# Autoencoders of blocks", *tables(rows, models)])
+    report.write_markdown(
+        options.output / "table.md", ["# Autoencoders of blocks", *tables(rows, models, wholes)]
+    )
     plot(options.output / "shares.png", rows)
-    return int(any(row.violations for row in rows))
+    return int(any(row.violations for row in (*rows, *wholes)))
 
 
 if __name__ == "__main__":

@@ -164,7 +164,12 @@ def train(
     for bound in bounds:
         if bound.mode not in ("abs", "range_rel"):
             raise InvalidConfigError.at("bound", found=str(bound), expected="abs or range_rel")
-    for name, number, most in (("latents", latents, 64), ("steps", steps, 10**6), ("count", count, 10**6)):
+    most_latents = min(64, math.prod(shape) // 4)
+    for name, number, most in (
+        ("latents", latents, most_latents),
+        ("steps", steps, 10**6),
+        ("count", count, 10**6),
+    ):
         if not 1 <= number <= most:
             raise InvalidConfigError.at(name, found=str(number), expected=f"1 to {most}")
     learned: list[Array] = []
@@ -203,6 +208,7 @@ def train(
             expected=f"{_FEWEST} or more",
             remedy="give more or larger arrays, or smaller blocks",
         )
+    blocks = blocks[rng.permutation(len(blocks))]
     fitted = fit(blocks, latents=latents, steps=steps, seed=seed, progress=progress)
     manifest = {
         "id": id,
@@ -286,7 +292,7 @@ def fit(
     blocks : float32, shape (n, *block)
         As `sample` gives them, in random order; the last twentieth is not learned from.
     latents : int
-        Of a block, and no more than there are blocks.
+        Of a block; fewer than it has values, and than there are blocks.
     steps : int
         Of the float networks, 64 blocks each; the integer decoder gets a third as many besides.
     seed : int
