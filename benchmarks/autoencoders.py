@@ -644,6 +644,22 @@ def whole(subject: Subject, suite: Path, tolerance: float, model: Autoencoder, a
     )
 
 
+_ABOUT = """\
+Blocks of 32 x 32 values (8 x 8 x 8 with time) are predicted by an autoencoder in integers, by Lorenzo, or by cubic interpolation
+from coarse to fine, each from decoded values; every decoded value was compared with its bound. Bounds are fractions of the
+field's range. Fields are DEV, models were trained on TRAIN alone, one a field; their bytes are shown and counted nowhere.
+
+- *AE-SZ's rule*: the autoencoder where its L1 error in the block is below Lorenzo's (Liu et al. 2021). *Our rule*: of all
+  mixtures of the three, chosen block by block by estimated bits, and of each alone, whichever codes smallest, for every piece.
+- Residual integers of all these are coded by one coder, the weight coder of `docs/packs.md`, section 5 (adaptive contexts, no
+  prediction), which is better than the Huffman and zstd of SZ3 and AE-SZ: compare the rules with each other, and with `codec` and
+  SZ3 only with that in mind. Latents, means, scales, choices and places of NaN count.
+- *AE, residual by the codec*: what the autoencoder leaves over, coded by the codec as a field of its own.
+- *codec*: effort `default`, no model. *SZ3*: its default; *best SZ3*: of three settings, the smallest over the whole field.
+- 2-D fields are coded frame by frame by everyone, series in pieces of 128 frames.
+- Shares judged by bytes are estimates: bits of a block's residuals by their frequencies in context, and its side information."""
+
+
 # ---- report ------------------------------------------------------------------------------------------------------
 
 
@@ -684,6 +700,7 @@ def tables(rows: Sequence[Row], models: Sequence[str], wholes: Sequence[Whole]) 
         means = [report.geometric_mean(getattr(r, name) / r.codec for r in these) for name in names]
         ratios.append([bound, *(f"{mean:.2f}" for mean in means)])
     return [
+        _ABOUT,
         "## Share of blocks won",
         report.markdown_table(
             ["field", "bound", "AE from Lorenzo, L1 (the paper's rule)", "L1: AE", "Lorenzo", "interpolation"]
@@ -780,7 +797,7 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.autoencoders", description=__doc__)
     parser.add_argument("--suite", help="suite.json or its folder (default: the variable AESZ_DATA)")
-    parser.add_argument("--fields", default="", help="only these, separated by commas")
+    parser.add_argument("--fields", default="", help="only these; results of others stay")
     parser.add_argument("--steps", type=int, default=2000, help="of training (default: 2000)")
     parser.add_argument("--blocks", type=int, default=16000, help="to learn from (default: 16000)")
     parser.add_argument("--models", type=Path, help="folder of trained packs (default: models in the output)")
@@ -792,37 +809,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = [name for name in options.fields.split(",") if name]
     if missing := set(wanted) - {subject.name for subject in SUBJECTS}:
         parser.error(f"no such fields: {', '.join(sorted(missing))}")
-    rows, models = [], []
     options.output.mkdir(parents=True, exist_ok=True)
+    folder = options.models or options.output / "models"
+    kept = report.read_rows(options.output / "table.csv", Row)
+    rows = {(row.field, row.bound): row for row in kept}
+    wholes = {row.field: row for row in report.read_rows(options.output / "whole.csv", Whole)}
+    models = []
     for subject in SUBJECTS:
-        if wanted and subject.name not in wanted:
+        measured = not wanted or subject.name in wanted
+        if not measured and not (folder / f"{subject.model}.aeszpack").exists():
             continue
-        folder = options.models or options.output / "models"
         pack, text = trained(subject, suite, folder, options.steps, options.blocks)
         models.append(text)
-        model = Autoencoder.from_pack(pack)
         values = read(suite, subject.name)
         spread = float(np.nanmax(values)) - float(np.nanmin(values))
-        for bound in BOUNDS:
-            rows.append(measure(subject, cut(subject, values), model, bound, spread))
-            print(rows[-1], flush=True)
-    wholes = []
+        for bound in BOUNDS if measured else ():
+            row = measure(subject, cut(subject, values), Autoencoder.from_pack(pack), bound, spread)
+            rows[row.field, row.bound] = row
+            print(row, flush=True)
     for subject, tolerance in WHOLE:
-        if wanted and subject.name not in wanted:
+        measured = not wanted or subject.name in wanted
+        if not measured and not (folder / f"{subject.model}.aeszpack").exists():
             continue
-        folder = options.models or options.output / "models"
         average = np.mean([read(suite, name).mean(0, dtype=np.float64) for name in subject.train], axis=0)
         pack, text = trained(subject, suite, folder, options.steps, options.blocks, average)
         models.append(text)
-        wholes.append(whole(subject, suite, tolerance, Autoencoder.from_pack(pack), average))
-        print(wholes[-1], flush=True)
-    report.write_rows(options.output / "whole.csv", Whole, wholes)
-    report.write_rows(options.output / "table.csv", Row, rows)
+        if measured:
+            row = whole(subject, suite, tolerance, Autoencoder.from_pack(pack), average)
+            wholes[row.field] = row
+            print(row, flush=True)
+    order = [subject.name for subject in SUBJECTS]
+    listed = sorted(rows.values(), key=lambda row: (order.index(row.field), -float(row.bound)))
+    series = sorted(wholes.values(), key=lambda row: order.index(row.field))
+    report.write_rows(options.output / "table.csv", Row, listed)
+    report.write_rows(options.output / "whole.csv", Whole, series)
     report.write_markdown(
-        options.output / "table.md", ["# Autoencoders of blocks", *tables(rows, models, wholes)]
+        options.output / "table.md",
+        ["# Block autoencoders beside Lorenzo and interpolation", *tables(listed, models, series)],
     )
-    plot(options.output / "shares.png", rows)
-    return int(any(row.violations for row in (*rows, *wholes)))
+    plot(options.output / "shares.png", listed)
+    return int(any(row.violations for row in (*listed, *series)))
 
 
 if __name__ == "__main__":
