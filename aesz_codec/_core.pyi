@@ -86,6 +86,7 @@ class Mlp:
     inputs: int
     padded_inputs: int
     outputs: int
+    products: int
     def __init__(self, layers: list[Dense], lo: int, hi: int, level: int = -1) -> None: ...
     def run(self, input: npt.NDArray[np.int16], output: npt.NDArray[np.int32]) -> None: ...
 

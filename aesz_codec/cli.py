@@ -294,10 +294,11 @@ def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
         help="train a model from your own data",
-        description="Trains the networks of a model pack from NetCDF files or Zarr stores and judges it on data that it has "
-        "not seen. Needs torch (pip install 'aesz-codec[train]'); an interrupted run of 'interpolation' goes on where it was.",
+        description="Trains a model pack from NetCDF files or Zarr stores and judges it on data that it has not seen: networks "
+        "for learned interpolation, a basis for the grid of one variable, or an autoencoder of blocks. Needs torch (pip install "
+        "'aesz-codec[train]'); an interrupted run of 'interpolation' goes on where it was.",
     )
-    train.add_argument("kind", metavar="KIND", help="interpolation or autoencoder")
+    train.add_argument("kind", metavar="KIND", help="interpolation, basis or autoencoder")
     train.add_argument("data", nargs="+", metavar="DATA", help="NetCDF files or Zarr stores to learn from")
     train.add_argument("--out", required=True, metavar="PACK", help="the pack to be written")
     train.add_argument("--id", required=True, help="name of the model: small letters, digits, '-', '_', '.'")
@@ -344,6 +345,7 @@ def _add_train(commands: Any) -> None:
         type=int,
         help="from every variable and bound (default: 6000); autoencoder: blocks, of all variables (default: 16000)",
     )
+    train.add_argument("--modes", type=int, default=48, help="of a basis (default: 48)")
     train.add_argument("--seed", type=int, default=0, help="default: 0")
     train.set_defaults(run=_run_train, writes=True)
 
@@ -622,8 +624,8 @@ def _run_train(options: argparse.Namespace) -> int:
             bounds.append(ErrorBound(mode, float(number)))
         except ValueError:
             raise _malformed("--bound", text, "abs=VALUE or range_rel=VALUE") from None
-    given = {"steps": options.steps, "samples": options.samples}
-    for name, number in given.items():
+    for name in ("steps", "samples", "modes"):
+        number = getattr(options, name)
         if number is not None and number < 1:
             raise _malformed(f"--{name}", str(number), "a positive number")
     common: dict[str, Any] = {
@@ -641,7 +643,15 @@ def _run_train(options: argparse.Namespace) -> int:
         return _train_autoencoder(options, common)
     hidden = _widths("--hidden", options.hidden, "widths from 1 to 256, such as 24,12")
     with _step_bars() as progress:
-        report = train(options.kind, options.data, options.out, hidden=hidden, progress=progress, **common)
+        report = train(
+            options.kind,
+            options.data,
+            options.out,
+            hidden=hidden,
+            modes=options.modes,
+            progress=progress,
+            **common,
+        )
     console = _console()
     networks = _table(
         ("network", "number"),
@@ -651,7 +661,8 @@ def _run_train(options: argparse.Namespace) -> int:
     )
     for slot, (count, bits, gain) in report.slots.items():
         networks.add_row(str(slot), f"{count:,}", f"{bits:.3f}", f"{gain:.3f}")
-    console.print(networks)
+    if report.slots:
+        console.print(networks)
     _print_judged(console, report.judged)
     if report.judged:
         console.print(f"Pays for itself from {report.break_even:.3g} million values of such data.")

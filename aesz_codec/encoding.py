@@ -395,7 +395,7 @@ def _worth_it(
     if effort == "fast" or dtype.itemsize == 2 or not variable.size or variable.ndim < 2:
         return ()
     found: dict[str, ModelReference] = {}
-    for entry in usable(_properties(ds, name), _grid(ds, name))[:_MOST_TRIED]:
+    for entry in usable(properties_of(ds, name), grid_of(ds, name))[:_MOST_TRIED]:
         try:
             found[entry.digest] = ModelReference.of(entry.pack, embed=embed)
         except PackSizeError:  # too large to travel along: to be asked for by name
@@ -412,9 +412,7 @@ def _worth_it(
         stream = pipeline.encode(values, bound, effort=effort, models=packs)
         with_models += len(stream)
         sampled += values.size
-        digest = pipeline.describe(stream).model
-        if digest is not None:
-            used[digest] = found[digest]
+        used.update({digest: found[digest] for digest in pipeline.describe(stream).models})
     saved = plain - with_models
     travelling = sum(len(reference.data or "") for reference in used.values())
     if saved < _LEAST_SAVED * plain or saved * (variable.size / sampled) <= travelling:
@@ -440,7 +438,7 @@ def _sample_regions(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator
             yield tuple(slice(k * c, k * c + n) for k, c, n in zip(corner, chunks, sizes, strict=True))
 
 
-def _properties(ds: xr.Dataset, name: Hashable) -> dict[str, Any]:
+def properties_of(ds: xr.Dataset, name: Hashable) -> dict[str, Any]:
     """Collect what a variable says of itself, with the level of a scalar coordinate."""
     properties = {"name": str(name), **ds.variables[name].attrs}
     if not properties.keys() & {"level", "GRIB_level"}:
@@ -453,7 +451,7 @@ def _properties(ds: xr.Dataset, name: Hashable) -> dict[str, Any]:
     return properties
 
 
-def _grid(ds: xr.Dataset, name: Hashable) -> str | None:
+def grid_of(ds: xr.Dataset, name: Hashable) -> str | None:
     """Return the hash of the latitudes and longitudes of a variable, if it has them."""
     axes: dict[str, Any] = {}
     for key, coordinate in ds[name].coords.items():

@@ -9,7 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ class ChunkReport:
     parameters : dict
     sections : dict
         Section name to bytes.
-    model : str or None
-        Digest of the model that decodes it; `model_id` is its id, None if the store does not name it.
+    models : dict of str to (str or None)
+        Digests of the models that decode it, to their ids, None where the store does not name one.
     """
 
     variable: str
@@ -59,8 +59,7 @@ class ChunkReport:
     predictor: str = ""
     parameters: Mapping[str, Any] | None = None
     sections: Mapping[str, int] | None = None
-    model: str | None = None
-    model_id: str | None = None
+    models: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -268,7 +267,7 @@ def _describe_array(stored: StoredArray) -> VariableReport:
         for name, value in (chunk.parameters or {}).items():
             parameters.setdefault(name, Counter())[_as_text(value)] += 1
         sections.update(chunk.sections or {})
-        used.update([chunk.model] if chunk.model is not None else [])
+        used.update([*chunk.models])
     named = {model.digest: model for model in stored.models}
     assert stored.bound is not None
     return VariableReport(
@@ -307,6 +306,7 @@ def _describe_chunk(stored: StoredArray, index: tuple[int, ...], data: bytes | N
     if data is None:
         return ChunkReport(stored.name, index, stored=False)
     info = pipeline.describe(data)
+    ids = {model.digest: model.id for model in stored.models}
     return ChunkReport(
         variable=stored.name,
         index=index,
@@ -322,8 +322,7 @@ def _describe_chunk(stored: StoredArray, index: tuple[int, ...], data: bytes | N
         predictor=info.predictor,
         parameters=dict(info.parameters),
         sections=dict(info.sections),
-        model=info.model,
-        model_id=next((model.id for model in stored.models if model.digest == info.model), None),
+        models={digest: ids.get(digest) for digest in info.models},
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any, Self, TypeAlias
 from . import zoo
 from .errors import InvalidConfigError, ModelNotFoundError, PackDigestError, PackSizeError
 from .packs import Pack, is_digest
-from .predictors import LEARNED, learned_by
+from .predictors import LEARNED, SIDES, prepare
 
 __all__ = ["ModelChoice", "ModelReference", "references"]
 
@@ -113,7 +113,7 @@ class ModelReference:
         InvalidConfigError
             If it would have to and `embed` is false, and it is not installed either.
         """
-        learned_by(pack).prepare(pack)
+        prepare(pack)
         home = zoo.home(pack)
         if home == "built-in":
             return cls(pack.id, pack.digest)
@@ -179,7 +179,7 @@ def references(model: Any, *, embed: bool = True) -> tuple[ModelReference, ...]:
 def usable(attributes: Mapping[str, Any], grid: str | None = None) -> list[zoo.Entry]:
     """Return the installed packs that `zoo.find` has for a variable and that some predictor takes, best first."""
     found = zoo.find(attributes, grid)
-    return [entry for entry in found if entry.kind in LEARNED and zoo.home(entry.pack) is not None]
+    return [entry for entry in found if entry.kind in (*LEARNED, *SIDES) and zoo.home(entry.pack) is not None]
 
 
 @functools.lru_cache(64)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -25,13 +25,16 @@ from .errors import CorruptStreamError, ErrorBoundViolation, PackDigestError
 from .packs import Pack
 from .predictors import (
     PREDICTORS,
+    SIDES,
     Floats,
     Interpolation,
     Learned,
     Mask,
     Predictor,
     Quantizer,
+    Side,
     learned_by,
+    load_side,
     predictor_of,
 )
 from .stream import BIG_ENDIAN, F_ORDERED, Method, Reader, Section, Stream, Transform, Writer, corrupt
@@ -57,6 +60,8 @@ _WORTH_A_MODEL = {"default": 1.1, "max": 1.3}  # likewise, without the model tha
 _HARDLY_ANYTHING = 0.05  # bits a value
 _VALUES_PER_BYTE = 1 << 20  # no code is cheaper: docs/format.md, section 15
 _DIGEST_BYTES = 32  # of the section "model"
+_LATENT_UNITS = {"default": (4.0,), "max": (2.0, 4.0, 8.0)}  # of side predictions, in steps
+_EVERY_INTEGER = ErrorBound("abs", 0.25)
 _MODEL_BYTES = _DIGEST_BYTES + 3  # with its place in the table
 _LOCAL_VALUES_PER_BYTE = 1 << 17  # nor are those of method 5, each of which is at least one decision
 
@@ -82,8 +87,8 @@ class StreamInfo:
         Bytes in the stream, those of the header and the checksums under ``header``.
     nbytes : int
         Bytes of the whole stream.
-    model : str or None
-        Digest of the pack that a decoder needs.
+    models : tuple of str
+        Digests of the packs that a decoder needs.
     """
 
     format_version: str
@@ -96,7 +101,7 @@ class StreamInfo:
     parameters: dict[str, Any]
     sections: dict[str, int]
     nbytes: int
-    model: str | None = None
+    models: tuple[str, ...] = ()
 
 
 # ---- encoding --------------------------------------------------------------------------------------------------
@@ -123,7 +128,7 @@ def encode(
     keep_layout : bool
         Remember byte order and Fortran order for `decode`.
     models : sequence of Pack
-        At most one of them is used, and only where it saves bytes; then the stream names its digest, and `decode` needs it.
+        At most one of a kind is used, and only where it saves bytes; then the stream names its digest, and `decode` needs it.
         ``effort="fast"`` uses none.
 
     Returns
@@ -142,6 +147,8 @@ def encode(
     """
     given = np.asarray(array)
     check_dtype(given.dtype, bound)
+    sides = [load_side(model) for model in models if model.kind in SIDES]
+    models = [model for model in models if model.kind not in SIDES]
     for model in models:
         learned_by(model)
     original = np.require(given, given.dtype.newbyteorder("="), ["C", "ALIGNED"])  # copied only if it must be
@@ -168,6 +175,9 @@ def encode(
             kept, stream = lossy.bound, lossy.coded(effort, models)
             del lossy  # its values need not be held while the stream is decoded
             coded = stream.to_bytes()
+            for other in _with_sides(region, bound, blank, sides, effort, models):
+                if len(other_bytes := other.to_bytes()) < len(coded):
+                    stream, coded = other, other_bytes
             if (
                 kept.value is None or 2 * len(coded) > region.nbytes
             ):  # hardly smaller: exact bits may cost less
@@ -175,7 +185,8 @@ def encode(
                 exact_bytes = exact.to_bytes()
                 if len(exact_bytes) < len(coded):
                     stream, coded = exact, exact_bytes
-            return _verified(stream, original, kept, coded, lambda: _coded_exactly(region, blank), models)
+            packs = [*models, *(side.pack for side in sides)]
+            return _verified(stream, original, kept, coded, lambda: _coded_exactly(region, blank), packs)
     return _verified(_coded_exactly(region, blank), original, ErrorBound("lossless"))
 
 
@@ -275,10 +286,13 @@ class _Lossy:
     quantizer: Quantizer
 
     @classmethod
-    def prepare(cls, region: Array, bound: ErrorBound, blank: Stream) -> _Lossy | None:
+    def prepare(
+        cls, region: Array, bound: ErrorBound, blank: Stream, side: tuple[Side, float] | None = None
+    ) -> _Lossy | None:
         """Separate special values, resolve the bound, transform; None if only exact bits will do.
 
-        Exact bits may do in the closed loop as well, if the values lie on a lattice.
+        Exact bits may do in the closed loop as well, if the values lie on a lattice.  With a side prediction, and the unit of its
+        latents in steps, what it leaves is coded.
         """
         integer = region.dtype.kind in "iu"
         folded = _folded(region.shape)
@@ -319,7 +333,7 @@ class _Lossy:
                 return None
             values = region.astype(np.float64)
             tolerance = math.floor(tolerance) + _INTEGER_SLACK
-        else:
+        elif side is None:
             snapped = lattice.find(region.reshape(folded), mask, tolerance)
         if snapped is not None:
             transform, values, step = Transform.LATTICE, snapped.values, snapped.step
@@ -328,9 +342,14 @@ class _Lossy:
         else:
             peak = max(abs(float(low)), abs(float(high)))
             half_ulp = float(np.spacing(values.dtype.type(peak / 2)))
+            if side is not None:
+                tolerance -= 2 * half_ulp  # of what is left, and of the sum
             if not tolerance > half_ulp or not math.isfinite(2 * tolerance):
                 return None
             step = 2 * (tolerance - (half_ulp if 4 * half_ulp < tolerance else 0.0))
+            if side is not None:
+                transform = Transform.SIDE
+                values, sections[Section.SIDE] = _Side.taken_away(region, labels, side[0], side[1] * step)
         values = values.reshape(folded)
         first = 0 if mask is None else int(np.argmin(mask.reshape(-1)))
         offset = float(values.reshape(-1)[first])
@@ -461,7 +480,9 @@ def _smallest(
                 return
         tried[candidate] = size = _bytes(coded)
         named = 0.0 if candidate.model is None else _MODEL_BYTES * count / values.size  # the sample's share
-        trial = _Trial(size * candidate.handicap(effort, 8 * size / count) + named, candidate, coded)
+        trial = _Trial(
+            size * candidate.handicap(effort, 8 * size / count, count / values.size) + named, candidate, coded
+        )
         kind = candidate.method, candidate.model is not None
         if kind not in best or trial.size < best[kind].size:
             best[kind] = trial
@@ -480,7 +501,8 @@ def _smallest(
         plain = candidate.without_model()
         if plain is None or tried.get(plain, 0) <= _WORTH_A_MODEL.get(effort, 1.0) * least:
             attempt(candidate)
-    for leader in list(best.values()):
+    leaders = sorted(best.values(), key=lambda trial: trial.size)
+    for leader in leaders if effort == "max" else leaders[:1]:
         for candidate in leader.candidate.refinements(effort):
             attempt(candidate)
     leaders = sorted(best.values(), key=lambda trial: trial.size)
@@ -689,9 +711,9 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes, find_m
         _core.decode_lossless(codes, exact, dims, {"f": 2, "i": 1, "u": 0}[stream.dtype.kind])
         return exact.view(stream.dtype).reshape(shape)
 
-    direct = stream.transform is Transform.NONE
+    direct = stream.transform in (Transform.NONE, Transform.SIDE)
     if (direct and stream.dtype.kind != "f") or (direct and stream.dtype == np.float16):
-        raise corrupt("transform", "none", f"one for {stream.dtype}")
+        raise corrupt("transform", stream.transform.name.lower(), f"one for {stream.dtype}")
     predictor, step, offset = predictor_of(stream.method).unpack(plan)
     if (1, stream.minor) > stream.version:
         found = "a model" if stream.uses_model else f"coder {stream.coder}"
@@ -704,6 +726,8 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes, find_m
         raise corrupt("shape", f"one axis longer than 1 in {shape}", "at least two for method 'local'")
     if stream.uses_model:
         predictor = replace(cast(Any, predictor), model=_model(stream, find_model))
+    side = _Side.unpack(stream) if stream.transform is Transform.SIDE else None
+    field = None if side is None else side.predicted(shape, find_model)
     labels, specials = _labels(stream, folded)
     mask = None if labels is None else (labels != 0).view(np.uint8)
     on_lattice = _lattice(stream, folded)
@@ -714,6 +738,9 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes, find_m
     predictor.decode(codes, _native(outliers, values.dtype), values, mask, step, offset)
     if on_lattice is not None:
         region = on_lattice.to_values(cast("npt.NDArray[np.float32]", values), stream.dtype)
+    elif field is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            region = np.add(field.reshape(folded), values, out=field.reshape(folded)).astype(stream.dtype)
     else:
         region = _transformed_back(values, stream, folded)
     if labels is not None:
@@ -730,7 +757,12 @@ def _digest(stream: Stream) -> str:
 
 
 def _model(stream: Stream, find_model: FindModel) -> Pack:
-    digest = _digest(stream)
+    pack = _found(_digest(stream), find_model)
+    learned_by(pack, stream.method)
+    return pack
+
+
+def _found(digest: str, find_model: FindModel) -> Pack:
     pack = find_model(digest)
     if pack.digest != digest:
         raise PackDigestError.at(
@@ -739,7 +771,6 @@ def _model(stream: Stream, find_model: FindModel) -> Pack:
             expected=f"{digest}, as the stream says",
             remedy="give the pack that the stream was written with",
         )
-    learned_by(pack, stream.method)
     return pack
 
 
@@ -816,6 +847,7 @@ def describe(stream: bytes | memoryview) -> StreamInfo:
     """
     parsed = Stream.from_bytes(stream)
     parameters: dict[str, Any] = {}
+    side = _Side.unpack(parsed) if parsed.transform is Transform.SIDE else None
     if parsed.method in PREDICTORS:
         plan = Reader(parsed.sections.get(Section.PLAN, b""), "plan")
         predictor, step, _ = predictor_of(parsed.method).unpack(plan)
@@ -824,6 +856,8 @@ def describe(stream: bytes | memoryview) -> StreamInfo:
             parameters |= lattice.described(parsed.sections.get(Section.LATTICE, b""), step)
     if parsed.transform is not Transform.NONE:
         parameters["transform"] = parsed.transform.name.lower()
+    if side is not None:
+        parameters["latents"] = list(Stream.from_bytes(side.latents, payloads=False).shape)
     if Section.CROP in parsed.sections:
         reader = Reader(parsed.sections[Section.CROP], "crop")
         parameters["region"] = [reader.varint() for _ in parsed.shape]
@@ -843,8 +877,84 @@ def describe(stream: bytes | memoryview) -> StreamInfo:
             **{tag.name.lower(): n for tag, n in sorted(parsed.stored.items())},
         },
         nbytes=memoryview(stream).nbytes,
-        model=_digest(parsed) if parsed.uses_model else None,
+        models=(*([_digest(parsed)] if parsed.uses_model else ()), *([side.digest] if side else ())),
     )
+
+
+# ---- side predictions ------------------------------------------------------------------------------------------
+
+
+def _with_sides(
+    region: Array,
+    bound: ErrorBound,
+    blank: Stream,
+    sides: Sequence[Side],
+    effort: str,
+    models: Sequence[Pack],
+) -> Iterator[Stream]:
+    """Code a region with every side prediction that is for its shape."""
+    if region.dtype not in (np.float32, np.float64) or bound.mode not in ("abs", "range_rel"):
+        return
+    for side in sides if effort != "fast" else ():
+        if side.latent_shape(region.shape) is not None:
+            for unit in _LATENT_UNITS[effort]:
+                lossy = _Lossy.prepare(region, bound, blank, (side, unit))
+                if lossy is not None:
+                    yield lossy.coded(effort, models)
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """The section ``side``: a pack, the unit of the latents, a stream of them."""
+
+    digest: str
+    unit: float
+    latents: bytes
+
+    @classmethod
+    def taken_away(
+        cls, region: Array, labels: npt.NDArray[np.uint8] | None, side: Side, unit: float
+    ) -> tuple[Array, bytes]:
+        """Return what a side prediction leaves of a region, and the section."""
+        wide = region.astype(np.float64)
+        if labels is not None:
+            wide[labels != 0] = np.nan
+        latents = side.describe(wide, unit)
+        section = Writer().raw(bytes.fromhex(side.pack.digest)).pack("d", unit)
+        section.raw(encode(latents, _EVERY_INTEGER, effort="max"))
+        left = region - side.predict(latents, unit, region.shape)
+        return left.astype(region.dtype), section.done()
+
+    @classmethod
+    def unpack(cls, stream: Stream) -> _Side:
+        """Read the section; the latents are not decoded."""
+        reader = Reader(stream.sections.get(Section.SIDE, b""), "side")
+        digest = reader.take(_DIGEST_BYTES).hex()
+        (unit,) = reader.unpack("d")
+        if not (math.isfinite(unit) and unit > 0):
+            raise corrupt("side", f"unit {unit}", "a finite number above 0")
+        return cls(digest, unit, bytes(reader.rest()))
+
+    def predicted(self, shape: tuple[int, ...], find_model: FindModel) -> npt.NDArray[np.float64]:
+        """Return the side prediction of a region."""
+        side = load_side(_found(self.digest, find_model))
+        most = side.latent_shape(shape)
+        if most is None:
+            raise corrupt("side", f"model {side.pack.id!r}", f"one for a region of the shape {shape}")
+        inner = Stream.from_bytes(self.latents, payloads=False)
+        plain = inner.dtype == np.int32 and Section.MODEL not in inner.stored
+        if (
+            not plain
+            or len(inner.shape) != 2
+            or inner.shape[0] != most[0]
+            or not 1 <= inner.shape[1] <= most[1]
+        ):
+            raise corrupt(
+                "latents",
+                f"{inner.dtype}, shape {inner.shape}",
+                f"int32, {most[0]} x 1 to {most[1]}, no model",
+            )
+        return side.predict(decode(self.latents), self.unit, shape)
 
 
 # ---- bytes of values -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from .errors import CorruptStreamError, TruncatedStreamError, UnsupportedFormatE
 __all__ = ["FORMAT_VERSION", "Coder", "Method", "Reader", "Section", "Stream", "Transform", "Writer"]
 
 MAGIC = b"AESZ"
-FORMAT_VERSION = (1, 2)  # the newest that is read; a stream is marked with the least that has what it uses
+FORMAT_VERSION = (1, 3)  # the newest that is read; a stream is marked with the least that has what it uses
 MODES = ("lossless", "abs", "range_rel", "pw_rel")  # by their number in the format
 DTYPES = tuple(
     np.dtype(name)
@@ -47,6 +47,7 @@ class Transform(IntEnum):
     LOGARITHM = 1
     INTEGER = 2
     LATTICE = 3
+    SIDE = 4
 
 
 class Coder(IntEnum):
@@ -70,9 +71,15 @@ class Section(IntEnum):
     CORRECTIONS = 7
     LATTICE = 8
     MODEL = 9
+    SIDE = 10
 
 
-_COUNTS = {0: (5, 3, 7), 1: (6, 4, 8), 2: (6, 4, 9)}  # methods, transforms and section tags by minor version
+_COUNTS = {
+    0: (5, 3, 7),
+    1: (6, 4, 8),
+    2: (6, 4, 9),
+    3: (6, 5, 10),
+}  # methods, transforms and section tags by minor version
 
 
 class Writer:
@@ -222,6 +229,8 @@ class Stream:
     @property
     def minor(self) -> int:
         """The least minor version that has what the stream uses."""
+        if self.transform is Transform.SIDE:
+            return 3
         if self.uses_model:
             return 2
         newer = (

@@ -312,10 +312,10 @@ def known_answer(pack: Pack) -> None:
     ------
     InvalidModelError, UnsupportedModelError
     """
-    from .predictors import LEARNED  # above this module
+    from .predictors import LEARNED, SIDES, prepare  # above this module
 
-    if pack.kind in LEARNED:
-        LEARNED[pack.kind].prepare(pack)
+    if pack.kind in LEARNED or pack.kind in SIDES:
+        prepare(pack)
 
 
 def _source_of(name: str) -> _Source | None:

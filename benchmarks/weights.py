@@ -76,13 +76,13 @@ def measure(pack: Pack, peer: Callable[[Tensor], int] | None) -> list[tuple[str,
     return [*rows, ("all tensors", "", total)]
 
 
-def table(packs: Sequence[Pack], peer: Callable[[Tensor], int] | None) -> str:
+def table(packs: Sequence[Pack], peer: Callable[[Tensor], int] | None, totals: bool = False) -> str:
     lines = [
         f"| pack | tensor | | {' | '.join(COLUMNS)} | ours / zstd-19 |",
         "|---|---|---|" + "---:|" * 6,
     ]
     for pack in packs:
-        for name, kind, sizes in measure(pack, peer):
+        for name, kind, sizes in measure(pack, peer)[-1 if totals else 0 :]:
             shown = " | ".join("-" if size is None else str(size) for size in sizes)
             zstd, ours = sizes[1], sizes[-1]
             ratio = f"{ours / zstd:.3f}" if zstd and ours is not None else "-"
@@ -93,13 +93,14 @@ def table(packs: Sequence[Pack], peer: Callable[[Tensor], int] | None) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__.split("\n")[0])
     parser.add_argument("packs", nargs="+", type=Path, metavar="PACK", help="files *.aeszpack")
+    parser.add_argument("--totals", action="store_true", help="one row a pack")
     options = parser.parse_args(arguments)
     try:
         packs = [Pack.from_file(path) for path in options.packs]
     except PackError as error:
         print(f"benchmarks.weights: error: {error}", file=sys.stderr)
         return 2
-    print(table(packs, deepcabac()))
+    print(table(packs, deepcabac(), options.totals))
     return 0
 
 

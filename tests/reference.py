@@ -25,8 +25,8 @@ from aesz_codec.packs import plain
 
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 CONSTANT, INTERPOLATION, CAUSAL, LOSSLESS, BYTES, LOCAL = range(6)
-NO_TRANSFORM, LOGARITHM, INTEGER, LATTICE = range(4)
-CROP, LABELS, SIGNS, PLAN, CODES, OUTLIERS, CORRECTIONS, LATTICE_SECTION, MODEL = range(1, 10)
+NO_TRANSFORM, LOGARITHM, INTEGER, LATTICE, SIDE = range(5)
+CROP, LABELS, SIGNS, PLAN, CODES, OUTLIERS, CORRECTIONS, LATTICE_SECTION, MODEL, SIDE_SECTION = range(1, 11)
 MASK = 2**64 - 1
 OUTLIER = 2**31  # stands for the code of an outlier
 
@@ -88,8 +88,9 @@ def decode(stream: bytes, find_model: Callable[[str], Any] | None = None) -> np.
     major, minor, flags, dtype_code, mode, method, transform, ndim = head.take(8)
     require(major == 1, "major version")
     known = flags < 4 and dtype_code < 11 and mode < 4 and ndim <= 32
-    require(known and method < (6 if minor else 5) and transform < (4 if minor else 3), "header")
-    last_tag = MODEL if minor > 1 else LATTICE_SECTION if minor else CORRECTIONS
+    require(known and method < (6 if minor else 5), "header")
+    require(transform < (5 if minor > 2 else 4 if minor else 3), "transform")
+    last_tag = (CORRECTIONS, LATTICE_SECTION, MODEL, SIDE_SECTION)[min(minor, 3)]
     dtype = np.dtype(DTYPES[dtype_code]).newbyteorder("<")
     shape = tuple(head.varint() for _ in range(ndim))
     require(math.prod(n for n in shape if n) * dtype.itemsize < 2**63, "shape")
@@ -123,19 +124,23 @@ def decode(stream: bytes, find_model: Callable[[str], Any] | None = None) -> np.
         require(minor > 0 or sections[PLAN][coder[0]] >> coder[1] < 2, "coder")
     if method == INTERPOLATION and len(sections.get(PLAN, b"")) > 17 and sections[PLAN][17] & 16:
         require(minor > 1 and len(sections.get(MODEL, b"")) == 32, "model")
-        sections[MODEL] = _model(sections[MODEL].hex(), find_model)
+        sections[MODEL] = _model(sections[MODEL].hex(), find_model, "interpolation")
+    if transform == SIDE:
+        sections[SIDE_SECTION] = functools.partial(
+            _side_prediction, sections.get(SIDE_SECTION, b""), find_model
+        )
     with np.errstate(all="ignore"):
         array = _assemble(dtype, shape, method, transform, sections)
     return array.astype(dtype.newbyteorder("="))
 
 
-def _model(digest: str, find_model: Callable[[str], Any] | None) -> Any:
+def _model(digest: str, find_model: Callable[[str], Any] | None, kind: str) -> Any:
     require(find_model is not None, "a model, and nothing to find it with")
     try:
         pack = find_model(digest)
     except Exception as error:
         raise RejectedStreamError(f"no model {digest}") from error
-    require(pack.digest == digest and pack.kind == "interpolation", "another model, or of another kind")
+    require(pack.digest == digest and pack.kind == kind, "another model, or of another kind")
     return pack
 
 
@@ -192,7 +197,8 @@ def _region(
         return decode_lossless(dtype, shape, plan, codes)
 
     require(dtype.kind in ("iu" if transform == INTEGER else "f"), "transform")
-    require(transform != NO_TRANSFORM or dtype.itemsize > 2, "transform")
+    require(transform not in (NO_TRANSFORM, SIDE) or dtype.itemsize > 2, "transform")
+    prediction = sections[SIDE_SECTION](region) if transform == SIDE else []
     labels, special = [0] * count, []
     if LABELS in sections:
         cursor = Bytes(sections[LABELS])
@@ -202,7 +208,7 @@ def _region(
         labels = decode_labels(cursor.data[cursor.at :], shape)
         require(max(labels) <= k, "label")
     require(transform != LATTICE or dtype.itemsize > 2, "transform")
-    single = transform == LATTICE or (dtype == np.dtype("<f4") and transform == NO_TRANSFORM)
+    single = transform == LATTICE or (dtype == np.dtype("<f4") and transform in (NO_TRANSFORM, SIDE))
     kind = np.dtype("<f4") if single else np.dtype("<f8")
     points = Lattice(sections.get(LATTICE_SECTION, b""), shape) if transform == LATTICE else None
     outliers = sections.get(OUTLIERS, b"") if method != LOCAL else b""
@@ -225,6 +231,9 @@ def _region(
         )
     elif transform == INTEGER:
         result = np.array([to_integer(v, dtype) for v in result.tolist()], dtype)
+    elif transform == SIDE:
+        sums = [f + v for f, v in zip(prediction, result.tolist(), strict=True)]
+        result = np.array(sums, np.float64).astype(dtype)
     bits = result.view(f"V{dtype.itemsize}")
     for i, label in enumerate(labels):
         if label:
@@ -1625,3 +1634,41 @@ def decode_local(loop: ClosedLoop, plan: bytes) -> None:
     require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
     require(len(loop.shape) > 1, "one axis")
     Local(loop, step, offset).run()
+
+
+# 19. Side prediction ---------------------------------------------------------------------------------------
+
+
+def _side_prediction(
+    section: bytes, find_model: Callable[[str], Any] | None, region: tuple[int, ...]
+) -> list[float]:
+    cursor = Bytes(section)
+    digest, unit = cursor.take(32).hex(), cursor.f64()
+    require(0 < unit < math.inf, "unit")
+    pack = _model(digest, find_model, "basis")
+    network, tensors = plain(pack.manifest["network"]), pack.tensors
+    require(network is not None, "a basis")
+    grid = tuple(network["grid"])
+    require(region[len(region) - len(grid) :] == grid and len(region) >= len(grid), "grid")
+    inner = section[40:]
+    require(len(inner) > 12 and inner[7] == DTYPES.index("i4") and inner[11] == 2, "latents")
+    latents = decode(inner)
+    modes, points = tensors["modes"].reshape(-1, math.prod(grid)), math.prod(grid)
+    require(
+        latents.shape[0] == math.prod(region) // points and latents.shape[1] in range(1, len(modes) + 1),
+        "latents",
+    )
+    integers = [
+        [int(v) << int(shift) for v in mode] for mode, shift in zip(modes, tensors["shift"], strict=True)
+    ]
+    integers = integers[: latents.shape[1]]
+    largest = max(abs(int(latent)) for latent in latents.flat)
+    require(largest * max(sum(map(abs, column)) for column in zip(*integers, strict=True)) < 2**53, "latents")
+    scale = unit * 2.0 ** -network["shift"]
+    means = [int(m) * 2.0 ** -network["mean_shift"] for m in tensors["mean"].flat]
+    return [
+        means[j]
+        + scale * float(sum(int(latent) * mode[j] for latent, mode in zip(frame, integers, strict=True)))
+        for frame in latents
+        for j in range(points)
+    ]

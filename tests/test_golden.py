@@ -16,7 +16,7 @@ from aesz_codec.packs import Pack
 from aesz_codec.stream import DTYPES, Method, Section, Stream, Transform
 
 GOLDEN = Path(__file__).with_name("golden")
-VERSIONS = ("1.0", "1.1", "1.2")
+VERSIONS = ("1.0", "1.1", "1.2", "1.3")
 ACCEPTED = {
     f"{version}/{name}": expected
     for version in VERSIONS
@@ -76,6 +76,7 @@ def test_every_part_of_the_format_has_a_stream():
     assert {tag for stream in streams for tag in stream.sections} == set(Section)
     assert set(REJECTED.values()) == {
         "CorruptStreamError",
+        "InvalidModelError",
         "ModelKindError",
         "ModelNotFoundError",
         "TruncatedStreamError",

@@ -11,7 +11,7 @@ import xarray as xr
 
 pytest.importorskip("torch")
 
-from aesz_codec import pipeline
+from aesz_codec import pipeline, zoo
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.cli import main
 from aesz_codec.errors import InvalidConfigError, InvalidModelError
@@ -164,3 +164,33 @@ def test_nothing_but_training_imports_torch():
         "aesz_codec.zarr_codec, aesz_codec.conversion, aesz_codec.train.packing; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_basis_from_files(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    patterns = rng.normal(0, 1, (4, 10, 14))
+    for name in ("past", "future"):
+        field = 280 + np.tensordot(rng.normal(0, 3, (200, 4)), patterns, 1)
+        xr.Dataset(
+            {
+                "t2m": (
+                    ("time", "latitude", "longitude"),
+                    field.astype("f4"),
+                    {"standard_name": "air_temperature", "units": "K"},
+                ),
+                "other": (("time", "latitude", "longitude"), field.astype("f4")),
+            },
+            {"latitude": 60.0 - np.arange(10), "longitude": np.arange(14.0)},
+        ).to_netcdf(tmp_path / f"{name}.nc")
+    out = tmp_path / "basis.aeszpack"
+    given = ["--out", str(out), "--id", "t2m-here", "--licence", "CC0-1.0", "--bound", "abs=0.1"]
+    assert main(["train", "basis", str(tmp_path / "past.nc"), *given]) == 2
+    assert "one for a basis" in capsys.readouterr().err and not out.exists()
+    more = ["--variable", "t2m", "--modes", "6", "--validate", str(tmp_path / "future.nc")]
+    assert main(["train", "basis", str(tmp_path / "past.nc"), *given, *more]) == 0
+    assert "Pays for itself" in capsys.readouterr().out
+    pack = Pack.from_file(out)
+    (variable,) = pack.manifest["variables"]
+    assert dict(variable) == {"short_name": "t2m", "standard_name": "air_temperature", "units": "K"}
+    assert pack.manifest["grid"] == zoo.grid_hash(60.0 - np.arange(10), np.arange(14.0))
+    assert all(row["with"] < 0.7 * row["without"] for row in pack.manifest["rates"])

@@ -249,14 +249,15 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
           plan_(plan),
           pyramid_(plan.frame, plan.levels()),
           order_(class_order(plan.frame.n, plan.reversed)),
-          known_(2 * kFitLevels * order_.size()),
-          weights_(known_.size()),
-          gain_(known_.size(), -1) {
-        const std::size_t width = static_cast<std::size_t>(plan.frame.dim[static_cast<std::size_t>(plan.frame.n - 1)]);
+          passes_(2 * static_cast<std::size_t>(plan.levels()) * order_.size()),
+          weights_(2 * kFitLevels * order_.size()) {
+        // tiles reach beyond the end of a line
+        const int64_t longest = plan.frame.dim[static_cast<std::size_t>(plan.frame.n - 1)];
+        const std::size_t width = static_cast<std::size_t>(longest + kTilePoints);
         prediction_.resize(width);
         code_.resize(width);
+        scale_.resize(width);
         sums_ = LineSums(width);
-        if (plan.nets || plan.samples) learned_ = LearnedLine(width);
     }
 
     void run() {
@@ -264,12 +265,15 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         if constexpr (!Codes::decoding)
             if (plan_.frames > 1) train();
         const std::size_t buffers = plan_.reference ? 2 : 1, planes = static_cast<std::size_t>(pyramid_.size());
-        const std::unique_ptr<T[]> values(new T[buffers * planes]);  // every place is written before it is read
-        const std::unique_ptr<int16_t[]> codes(new int16_t[buffers * planes]);
-        if (plan_.nets || plan_.samples) {  // but for what gains are fitted on
-            std::fill_n(values.get(), buffers * planes, T{0});
-            std::fill_n(codes.get(), buffers * planes, int16_t{0});
+        const std::size_t room = LearnedPass::kRoom, places = buffers * planes + 2 * room;
+        const std::unique_ptr<T[]> all_values(new T[places]);  // every place is written before it is read
+        const std::unique_ptr<int16_t[]> all_codes(new int16_t[places]);
+        if (plan_.nets || plan_.samples) {  // but for what gains are fitted on, and what tiles read in vain
+            std::fill_n(all_values.get(), places, T{0});
+            std::fill_n(all_codes.get(), places, int16_t{0});
         }
+        T* const values = all_values.get() + room;
+        int16_t* const codes = all_codes.get() + room;
         for (int64_t f = 0; f < plan_.frames; ++f) {
             frame_ = f * size;
             referring_ = plan_.reference && f > 0;
@@ -282,26 +286,22 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
             for (int level = levels - 1; level >= 0; --level) {
                 const LevelPlanes& here = pyramid_[level];
                 const std::size_t start = static_cast<std::size_t>(pyramid_.start(level));
-                values_ = values.get() + now + start;
-                codes_ = codes.get() + now + start;
-                source_ = {values_, referring_ ? values.get() + before + start : nullptr};
-                codes_before_ = referring_ ? codes.get() + before + start : nullptr;
+                values_ = values + now + start;
+                codes_ = codes + now + start;
+                source_ = {values_, referring_ ? values + before + start : nullptr};
+                codes_before_ = referring_ ? codes + before + start : nullptr;
                 if (level == levels - 1) {
                     values_[0] = root;
                     codes_[0] = root_code;
                 }
-                for (std::size_t k = 0; k < order_.size(); ++k) {
-                    if (!exists(order_[k], level)) continue;
-                    const ClassGeometry geometry(plan_.frame, here, order_[k], int64_t{1} << level, order_, referring_);
-                    const Weights w = pass_weights(geometry, level, k);
-                    code_pass(geometry, w, k, level);
-                }
+                for (std::size_t k = 0; k < order_.size(); ++k)
+                    if (exists(order_[k], level)) code_pass(pass_of(level, k));
                 if (level == 0) {
                     here.merge(values_, chunk_.out + frame_);
                 } else {
                     const std::size_t finer = now + static_cast<std::size_t>(pyramid_.start(level - 1));
-                    here.merge(values_, values.get() + finer);
-                    here.merge(codes_, codes.get() + finer);
+                    here.merge(values_, values + finer);
+                    here.merge(codes_, codes + finer);
                 }
             }
         }
@@ -318,23 +318,91 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         return (static_cast<std::size_t>(referring_) * kFitLevels + static_cast<std::size_t>(level)) * order_.size() + k;
     }
 
-    // The weights of a pass; coded when they are first needed.
-    Weights pass_weights(const ClassGeometry& geometry, int level, std::size_t k) {
-        const Weights defaults = geometry.layout.defaults();
-        if (level >= kFitLevels) return defaults;
-        const std::size_t i = slot(level, k);
-        if (!known_[i]) {
-            if constexpr (!Codes::decoding)
-                if (plan_.frames == 1) weights_[i] = fit(geometry, order_[k], level, {{source_, chunk_.data, chunk_.mask}});
-            for (std::size_t j = 0; j < static_cast<std::size_t>(geometry.layout.count()); ++j) {
-                const int32_t excess = coder_.code_integer(Codes::decoding ? 0 : weights_[i][j] - defaults[j]);
-                const int64_t weight = int64_t{defaults[j]} + excess;
-                if (weight < -4096 || weight > 4096) throw CorruptStream("an interpolation weight is out of range");
-                weights_[i][j] = static_cast<int32_t>(weight);
-            }
-            known_[i] = true;
+    // The points of a line: the first coordinate, the distance, how many.
+    struct Line {
+        int64_t x0, dx, count;
+    };
+    Line line_of(int set, int level) const {
+        const int inner = plan_.frame.n - 1;
+        const int64_t s = int64_t{1} << level, x0 = set >> inner & 1 ? s : 0, dx = 2 * s;
+        return {x0, dx, (plan_.frame.dim[static_cast<std::size_t>(inner)] - x0 + dx - 1) / dx};
+    }
+
+    // A class of a level, for all frames that refer to the one before, or for all others.
+    struct Pass {
+        int set, level;
+        ClassGeometry geometry;
+        Line line;
+        double step, inverse;
+        int64_t first_inside = 0, last_inside = 0;  // points of a line from which everything is seen
+        Weights weights{};
+        std::vector<std::unique_ptr<Stencil>> stencils;  // made of the weights, when they are needed
+        int slot = -1;                                   // of its network
+        const Mlp* net = nullptr;                        // or none
+        std::optional<LearnedPass> learned;
+        int gain = 0;
+
+        Pass(const InterpolationCoder& coder, int set_, int level_)
+            : set(set_),
+              level(level_),
+              geometry(coder.plan_.frame, coder.pyramid_[level], set, int64_t{1} << level, coder.order_, coder.referring_),
+              line(coder.line_of(set, level)),
+              step(coder.plan_.step_at(level)),
+              inverse(1.0 / step),
+              weights(geometry.layout.defaults()),
+              stencils(std::size_t{1} << (2 * geometry.layout.odd + geometry.layout.even)) {
+            const auto [low, high] = geometry.interior();
+            const auto index_of = [&](int64_t x) {
+                return std::clamp<int64_t>((x - line.x0 + line.dx - 1) / line.dx, 0, line.count);
+            };
+            first_inside = low <= line.x0 ? 0 : index_of(low);
+            last_inside = std::max(first_inside, high <= line.x0 ? 0 : index_of(high));
         }
-        return weights_[i];
+
+        const Stencil& stencil(const Around& around) {
+            auto& entry = stencils[around.key(geometry.layout.odd)];
+            if (!entry) entry = std::make_unique<Stencil>(geometry.stencil(weights, around));
+            return *entry;
+        }
+    };
+
+    // A pass of this frame.  What the stream says of it is coded when it is first needed.
+    Pass& pass_of(int level, std::size_t k) {
+        const std::size_t side = referring_ ? static_cast<std::size_t>(plan_.levels()) : 0;
+        auto& entry = passes_[(side + static_cast<std::size_t>(level)) * order_.size() + k];
+        if (entry) return *entry;
+        entry = std::make_unique<Pass>(*this, order_[k], level);
+        Pass& pass = *entry;
+        if (level < kFitLevels) code_weights(pass, weights_[slot(level, k)]);
+        pass.slot = level < kLearnedLevels ? LearnedNets::slot(plan_.frame.n, pass.set, referring_) : -1;
+        if (pass.slot < 0) return pass;
+        if (plan_.nets) pass.net = plan_.nets->find(pass.slot);
+        if (pass.net || plan_.samples) pass.learned.emplace(plan_.frame, pyramid_[level], pass.set, level, order_, referring_);
+        if (pass.net) code_gain(pass);
+        return pass;
+    }
+
+    // `fitted`: to all frames; encoder only.
+    void code_weights(Pass& pass, const Weights& fitted) {
+        const Weights defaults = pass.weights;
+        Weights weights = fitted;
+        if constexpr (!Codes::decoding)
+            if (plan_.frames == 1) weights = fit(pass, {{source_, chunk_.data, chunk_.mask}});
+        for (std::size_t j = 0; j < static_cast<std::size_t>(pass.geometry.layout.count()); ++j) {
+            const int32_t excess = coder_.code_integer(Codes::decoding ? 0 : weights[j] - defaults[j]);
+            const int64_t weight = int64_t{defaults[j]} + excess;
+            if (weight < -4096 || weight > 4096) throw CorruptStream("an interpolation weight is out of range");
+            pass.weights[j] = static_cast<int32_t>(weight);
+        }
+    }
+
+    // How much of the corrections of a pass is taken, in eighths.
+    void code_gain(Pass& pass) {
+        int gain = 8;
+        if constexpr (!Codes::decoding) gain = fit_gain(pass);
+        const int64_t coded = int64_t{8} + coder_.code_integer(Codes::decoding ? 0 : gain - 8);
+        if (coded < 0 || coded > 16) throw CorruptStream("the gain of a network is out of range");
+        pass.gain = static_cast<int>(coded);
     }
 
     void code_root(double prediction, T& value, int16_t& memory) {
@@ -355,9 +423,10 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
 
     // Visits the lines of a class: first element in the planes, element of x = 0 in the frame, coordinates of the axes.
     template <class Visit>
-    void for_each_line(int set, int64_t s, Visit visit) const {
-        const LevelPlanes& planes = pyramid_[highest_bit(static_cast<uint32_t>(s))];
+    void for_each_line(int set, int level, Visit visit) const {
+        const LevelPlanes& planes = pyramid_[level];
         const Shape& shape = plan_.frame;
+        const int64_t s = int64_t{1} << level;
         Coordinates start{};
         for (std::size_t a = 0; a < static_cast<std::size_t>(shape.n); ++a) start[a] = set >> a & 1 ? s : 0;
         Coordinates c = start;
@@ -365,127 +434,96 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
             int64_t at = 0, first = planes.start(set);
             for (std::size_t a = 0; a + 1 < static_cast<std::size_t>(shape.n); ++a) {
                 at += c[a] * shape.step[a];
-                first += c[a] / (2 * s) * planes.step(static_cast<int>(a));
+                first += (c[a] >> (level + 1)) * planes.step(static_cast<int>(a));
             }
             visit(first, at, c);
         } while (advance(c, shape.n - 1, shape.dim, start, 2 * s));
     }
 
-    // The points of a line: the first coordinate, the distance, how many.
-    struct Line {
-        int64_t x0, dx, count;
-    };
-    Line line_of(int set, int64_t s) const {
-        const int inner = plan_.frame.n - 1;
-        const int64_t x0 = set >> inner & 1 ? s : 0, dx = 2 * s;
-        return {x0, dx, (plan_.frame.dim[static_cast<std::size_t>(inner)] - x0 + dx - 1) / dx};
-    }
-
     // Predicts every line of a class and hands it over: its first point in the planes and in the frame, what is around the
     // line, coordinates.
     template <class Visit>
-    void predict_pass(const ClassGeometry& geometry, const Weights& w, int set, int level, const std::array<const T*, 2>& source,
-                      Visit visit) {
-        const int64_t s = int64_t{1} << level;
+    void predict_pass(Pass& pass, const std::array<const T*, 2>& source, Visit visit) {
         const int inner = plan_.frame.n - 1;
-        const Line line = line_of(set, s);
-        const auto [low, high] = geometry.interior();
-        const auto index_of = [&](int64_t x) {
-            return std::clamp<int64_t>((x - line.x0 + line.dx - 1) / line.dx, 0, line.count);
-        };
-        const int64_t i0 = low <= line.x0 ? 0 : index_of(low);
-        const int64_t i1 = std::max(i0, high <= line.x0 ? 0 : index_of(high));
-        std::vector<std::unique_ptr<Stencil>> cache(std::size_t{1} << (2 * geometry.layout.odd + geometry.layout.even));
-        auto stencil = [&](Around around, int64_t i) -> const Stencil& {
-            geometry.look(around, inner, line.x0 + i * line.dx);
-            auto& entry = cache[around.key(geometry.layout.odd)];
-            if (!entry) entry = std::make_unique<Stencil>(geometry.stencil(w, around));
-            return *entry;
-        };
-        for_each_line(set, s, [&](int64_t first, int64_t at, const Coordinates& c) {
-            Around around;
-            for (int a = 0; a < inner; ++a) geometry.look(around, a, c[static_cast<std::size_t>(a)]);
-            auto predict = [&](int64_t from, int64_t to) {
-                if (to > from)
-                    apply_stencil(stencil(around, from), source.data(), first + from, to - from, prediction_.data() + from);
+        for_each_line(pass.set, pass.level, [&](int64_t first, int64_t at, const Coordinates& c) {
+            Around outer;
+            for (int a = 0; a < inner; ++a) pass.geometry.look(outer, a, c[static_cast<std::size_t>(a)]);
+            const auto predict = [&](int64_t from, int64_t to) {
+                if (to <= from) return;
+                Around around = outer;
+                pass.geometry.look(around, inner, pass.line.x0 + from * pass.line.dx);
+                apply_stencil(pass.stencil(around), source.data(), first + from, to - from, prediction_.data() + from);
             };
-            for (int64_t i = 0; i < i0; ++i) predict(i, i + 1);
-            predict(i0, i1);
-            for (int64_t i = i1; i < line.count; ++i) predict(i, i + 1);
-            visit(first, at + line.x0, around, c);
+            for (int64_t i = 0; i < pass.first_inside; ++i) predict(i, i + 1);
+            predict(pass.first_inside, pass.last_inside);
+            for (int64_t i = pass.last_inside; i < pass.line.count; ++i) predict(i, i + 1);
+            visit(first, at + pass.line.x0, outer, c);
         });
     }
 
-    void code_pass(const ClassGeometry& geometry, const Weights& w, std::size_t k, int level) {
-        const int set = order_[k];
-        const double step = plan_.step_at(level), inverse = 1.0 / step;
-        const int64_t s = int64_t{1} << level;
-        const Line line = line_of(set, s);
-        const int group = std::min(level, 1) * 3 + std::min(geometry.layout.odd, 3) - 1;
-        const int which = level < kLearnedLevels ? LearnedNets::slot(plan_.frame.n, set, referring_) : -1;
-        const Mlp* const net = plan_.nets && which >= 0 ? plan_.nets->find(which) : nullptr;
-        std::optional<LearnedPass> learned;
-        if (which >= 0 && (plan_.samples || net)) learned.emplace(plan_.frame, pyramid_[level], set, s, order_, referring_);
-        const int gain = net ? pass_gain(geometry, w, *learned, *net, level, k) : 0;
-        predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around& around, const auto& c) {
-            gather(geometry, around, c, s, line, first);
+    void code_pass(Pass& pass) {
+        const Line& line = pass.line;
+        const int group = std::min(pass.level, 1) * 3 + std::min(pass.geometry.layout.odd, 3) - 1;
+        const uint8_t* const scale = pass.net ? scale_.data() : nullptr;
+        predict_pass(pass, source_, [&](int64_t first, int64_t in_frame, const Around& around, const Coordinates& c) {
+            gather(pass, around, c, first);
             const int64_t at = frame_ + in_frame;
-            if (learned) {
-                look(*learned, first, c, line.count, step);
-                if constexpr (!Codes::decoding)
-                    if (plan_.samples)
-                        plan_.samples->add(which, learned->inputs, learned_, chunk_.data + at, line.dx, this->mask_at(at),
-                                           line.count, prediction_.data(), inverse, level);
-                if (net) {
-                    net->run(learned_.by_point(*net, line.count), line.count, learned_.outputs.data());
-                    learned_.apply(line.count, gain * step, prediction_.data());
-                }
-            }
+            if (pass.learned)
+                look(pass, first, c, [&](int64_t i, int points) {
+                    if constexpr (!Codes::decoding)
+                        if (plan_.samples)
+                            plan_.samples->add(pass.slot, tile_, chunk_.data + at + i * line.dx, line.dx,
+                                               this->mask_at(at + i * line.dx), points, prediction_.data() + i, pass.inverse);
+                    if (pass.net) correct(tile_, pass.gain * pass.step, prediction_.data() + i, scale_.data() + i);
+                });
             if constexpr (!Codes::decoding)
-                quantize_line(chunk_.data + at, line.dx, line.count, prediction_.data(), step, inverse, chunk_.tolerance,
-                              code_.data());
-            coder_.line({sums_, group, 4, true, this->mask_at(at), line.dx, line.count, net ? learned_.scale.data() : nullptr},
-                        code_.data());
-            if (!settle_line<Codes::clip>(prediction_.data(), code_.data(), step, line.count, values_ + first, codes_ + first))
+                quantize_line(chunk_.data + at, line.dx, line.count, prediction_.data(), pass.step, pass.inverse,
+                              chunk_.tolerance, code_.data());
+            coder_.line({sums_, group, 4, true, this->mask_at(at), line.dx, line.count, scale}, code_.data());
+            if (!settle_line<Codes::clip>(prediction_.data(), code_.data(), pass.step, line.count, values_ + first,
+                                          codes_ + first))
                 for (int64_t i = 0; i < line.count; ++i)
                     if (code_[static_cast<std::size_t>(i)] == kOutlier)
-                        this->settle(at + i * line.dx, prediction_[static_cast<std::size_t>(i)], step, kOutlier,
+                        this->settle(at + i * line.dx, prediction_[static_cast<std::size_t>(i)], pass.step, kOutlier,
                                      values_[first + i], codes_[first + i]);
         });
     }
 
-    template <class Coordinates>
-    void look(const LearnedPass& learned, int64_t first, const Coordinates& c, int64_t count, double step) {
-        const int16_t* const codes[2] = {codes_, codes_before_};
-        learned.look(source_.data(), codes, first, c, count, prediction_.data(), step, sums_, learned_);
-    }
-
-    // How much of the corrections of a pass is taken, in eighths; coded when it is first needed.
-    int pass_gain(const ClassGeometry& geometry, const Weights& w, const LearnedPass& learned, const Mlp& net, int level,
-                  std::size_t k) {
-        int& gain = gain_[slot(level, k)];
-        if (gain < 0) {
-            if constexpr (!Codes::decoding) gain = fit_gain(geometry, w, learned, net, order_[k], level);
-            const int64_t coded = int64_t{8} + coder_.code_integer(Codes::decoding ? 0 : gain - 8);
-            if (coded < 0 || coded > 16) throw CorruptStream("the gain of a network is out of range");
-            gain = static_cast<int>(coded);
+    // Tile after tile of a line: what the network sees and, if there is one, says is in `tile_`.
+    template <class Visit>
+    void look(Pass& pass, int64_t first, const Coordinates& c, Visit visit) {
+        pass.learned->start_line(c);
+        for (int64_t i = 0; i < pass.line.count; i += kTilePoints) {
+            const int points = static_cast<int>(std::min<int64_t>(kTilePoints, pass.line.count - i));
+            const int64_t at = first + i;
+            const TileView<T> view{source_[0] + at,
+                                   referring_ ? source_[1] + at : nullptr,
+                                   codes_ + at,
+                                   referring_ ? codes_before_ + at : nullptr,
+                                   prediction_.data() + i,
+                                   sums_.near.data() + i,
+                                   sums_.expected.data() + i,
+                                   sums_.other.data() + i,
+                                   8.0 / pass.step};
+            pass.learned->look(view, i, points, tile_);
+            if (pass.net) pass.net->run_tile(tile_.inputs, points, tile_.outputs);
+            visit(i, points);
         }
-        return gain;
     }
 
     // Sums of the codes around every point of a line, but those of the line itself.
-    void gather(const ClassGeometry& geometry, const Around& outer, const Coordinates& c, int64_t s, const Line& line,
-                int64_t first) {
-        const Shape& shape = plan_.frame;
-        const LevelPlanes& planes = pyramid_[highest_bit(static_cast<uint32_t>(s))];
-        const int inner = shape.n - 1;
-        const auto there = [&](int axis) { return axis >= 0 && c[static_cast<std::size_t>(axis)] >= 2 * s; };
+    void gather(const Pass& pass, const Around& outer, const Coordinates& c, int64_t first) {
+        const LevelPlanes& planes = pyramid_[pass.level];
+        const ClassGeometry& geometry = pass.geometry;
+        const Line& line = pass.line;
+        const int inner = plan_.frame.n - 1;
+        const auto there = [&](int axis) { return axis >= 0 && c[static_cast<std::size_t>(axis)] >= line.dx; };
         const int16_t* codes = codes_ + first;
         NeighbourLines lines;
         lines.near_weight = geometry.layout.odd <= 2 ? 2 : 1;
         Around at_start = outer, at_end = outer;
-        geometry.look(at_start, shape.n - 1, line.x0);
-        geometry.look(at_end, shape.n - 1, line.x0 + (line.count - 1) * line.dx);
+        geometry.look(at_start, inner, line.x0);
+        geometry.look(at_end, inner, line.x0 + (line.count - 1) * line.dx);
         lines.near_count = geometry.near_offsets(at_start, lines.near);
         geometry.near_offsets(at_end, lines.near_last);
         if (there(inner - 1)) lines.north = codes - planes.step(inner - 1);
@@ -507,17 +545,31 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const uint8_t* mask;
     };
 
-    Weights fit(const ClassGeometry& geometry, int set, int level, const std::vector<Sample>& samples) const {
+    // What becomes of a line whose predictions are as they are; nothing is coded.
+    void reconstruct_line(const Pass& pass, const T* data, const uint8_t* mask, T* out, int16_t* memory) {
+        const Line& line = pass.line;
+        quantize_line(data, line.dx, line.count, prediction_.data(), pass.step, pass.inverse, chunk_.tolerance, code_.data());
+        for (int64_t i = 0; mask && i < line.count; ++i)
+            if (mask[i * line.dx]) code_[static_cast<std::size_t>(i)] = 0;
+        if (settle_line<Codes::clip>(prediction_.data(), code_.data(), pass.step, line.count, out, memory)) return;
+        for (int64_t i = 0; i < line.count; ++i)
+            if (code_[static_cast<std::size_t>(i)] == kOutlier) {
+                out[i] = data[i * line.dx];
+                memory[i] = remembered(kOutlier, Codes::clip);
+            }
+    }
+
+    Weights fit(const Pass& pass, const std::vector<Sample>& samples) const {
         constexpr int64_t kTooFew = 64;
         const int64_t size = plan_.frame.size * plan_.frames;  // less for a trial, and where time counts
         const int64_t enough =
             Codes::narrow ? std::clamp<int64_t>(size / 256, 400, 1500) : std::clamp<int64_t>(size / 64, 1500, 6000);
-        const int64_t s = int64_t{1} << level;
         const int inner = plan_.frame.n - 1;
-        const Line line = line_of(set, s);
+        const ClassGeometry& geometry = pass.geometry;
+        const Line& line = pass.line;
         const Weights defaults = geometry.layout.defaults();
         int64_t lines = 0;
-        for_each_line(set, s, [&](int64_t, int64_t, const auto&) { ++lines; });
+        for_each_line(pass.set, pass.level, [&](int64_t, int64_t, const auto&) { ++lines; });
         const int64_t points = lines * line.count * static_cast<int64_t>(samples.size());
         const int64_t skip = std::max<int64_t>(1, points / enough);
         const int n = geometry.layout.count();
@@ -525,7 +577,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         int64_t seen = 0;
         sampled.reserve(static_cast<std::size_t>((points / skip + 1) * (n + 1)));
         for (const Sample& sample : samples)
-            for_each_line(set, s, [&](int64_t first, int64_t at, const Coordinates& c) {
+            for_each_line(pass.set, pass.level, [&](int64_t first, int64_t at, const Coordinates& c) {
                 Around outer;
                 for (int a = 0; a < inner; ++a) geometry.look(outer, a, c[static_cast<std::size_t>(a)]);
                 int64_t i = (skip - seen % skip) % skip;
@@ -550,43 +602,40 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     }
 
     // The gain with the cheapest codes on some lines: bytes grow with the logarithm of errors that exceed half a step.
-    int fit_gain(const ClassGeometry& geometry, const Weights& w, const LearnedPass& learned, const Mlp& net, int set,
-                 int level) {
+    int fit_gain(Pass& pass) {
         constexpr int64_t kTooFew = 500, kEnough = 2000;  // points
         constexpr int kGains[5] = {0, 3, 6, 8, 10};
-        const double step = plan_.step_at(level), inverse = 1.0 / step;
-        const int64_t s = int64_t{1} << level;
-        const Line line = line_of(set, s);
+        const Line& line = pass.line;
         int64_t lines = 0, number = 0;
-        for_each_line(set, s, [&](int64_t, int64_t, const auto&) { ++lines; });
+        for_each_line(pass.set, pass.level, [&](int64_t, int64_t, const auto&) { ++lines; });
         if (lines * line.count < kTooFew) return 8;
         const int64_t skip = std::max<int64_t>(1, lines * line.count / kEnough);
-        std::array<double, 5> cost{};  // of gains 0, 3, 6, 8, 10
-        predict_pass(geometry, w, set, level, source_, [&](int64_t first, int64_t in_frame, const Around& around, const auto& c) {
-            const bool taken = number++ % skip == 0;
+        std::array<double, 5> cost{}, product;  // what is left to be added, as a product of what the logarithm is of
+        product.fill(1);
+        predict_pass(pass, source_, [&](int64_t first, int64_t in_frame, const Around& around, const Coordinates& c) {
             const int64_t at = frame_ + in_frame;
-            if (taken) {
-                gather(geometry, around, c, s, line, first);
-                look(learned, first, c, line.count, step);
-                net.run(learned_.by_point(net, line.count), line.count, learned_.outputs.data());
+            if (number++ % skip == 0) {
+                gather(pass, around, c, first);
+                look(pass, first, c, [&](int64_t from, int points) {
+                    for (int i = 0; i < points; ++i) {
+                        const int64_t here = at + (from + i) * line.dx;
+                        if (this->masked(here)) continue;
+                        const double p = prediction_[static_cast<std::size_t>(from + i)];
+                        const double lacks = (static_cast<double>(chunk_.data[here]) - p) * pass.inverse;
+                        const double correction = tile_.correction(i) * (1.0 / (1 << 24));
+                        for (std::size_t g = 0; g < cost.size(); ++g) {
+                            const double error = lacks - kGains[g] * 0.125 * correction;
+                            const double factor = 1 + 4 * error * error, next = product[g] * factor;
+                            if (!(next < 1e150)) cost[g] += std::log2(product[g]);
+                            product[g] = next < 1e150 ? next : factor;
+                        }
+                    }
+                });
             }
-            for (int64_t i = 0; i < line.count; ++i) {
-                // later lines of the class see this one as it would be without the network
-                const double p = prediction_[static_cast<std::size_t>(i)];
-                const T x = chunk_.data[at + i * line.dx];
-                const bool masked = this->masked(at + i * line.dx);
-                const int32_t code = masked ? 0 : quantize<T>(x, p, step, inverse, chunk_.tolerance);
-                values_[first + i] = code == kOutlier ? x : reconstruct<T>(p, code, step);
-                codes_[first + i] = remembered(code, Codes::clip);
-                if (masked || !taken) continue;
-                const double lacks = (static_cast<double>(x) - p) * inverse;
-                const double correction = learned_.correction(i) * (1.0 / (1 << 24));
-                for (std::size_t g = 0; g < cost.size(); ++g) {
-                    const double error = lacks - kGains[g] * 0.125 * correction;
-                    cost[g] += std::log2(1 + 4 * error * error);
-                }
-            }
+            // later lines of the class see this one as it would be without the network
+            reconstruct_line(pass, chunk_.data + at, this->mask_at(at), values_ + first, codes_ + first);
         });
+        for (std::size_t g = 0; g < cost.size(); ++g) cost[g] += std::log2(product[g]);
         return kGains[std::min_element(cost.begin(), cost.end()) - cost.begin()];
     }
 
@@ -601,6 +650,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
             before(plan_.reference ? static_cast<std::size_t>(size * n) : 0);
         std::vector<T> reference(plan_.reference ? values.size() : 0);  // planes of `before`
         std::vector<Sample> samples;
+        std::vector<int16_t> forgotten(code_.size());
         for (int64_t i = 0; i < n; ++i) {
             const int64_t frame = first + (2 * i + 1) * (plan_.frames - first) / (2 * n);
             Sample sample{{}, chunk_.data + frame * size, chunk_.mask ? chunk_.mask + frame * size : nullptr};
@@ -633,27 +683,14 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
             }
             for (std::size_t k = 0; k < order_.size(); ++k) {
                 if (!exists(order_[k], level)) continue;
-                const int set = order_[k];
-                const ClassGeometry geometry(plan_.frame, pyramid_[level], set, int64_t{1} << level, order_, referring_);
-                Weights w = geometry.layout.defaults();
-                if (level < kFitLevels) weights_[slot(level, k)] = w = fit(geometry, set, level, samples);
-                const double step = plan_.step_at(level), inverse = 1.0 / step;
-                const Line line = line_of(set, int64_t{1} << level);
+                Pass pass(*this, order_[k], level);
+                if (level < kFitLevels) weights_[slot(level, k)] = pass.weights = fit(pass, samples);
                 for (const Sample& sample : samples) {
                     T* target = const_cast<T*>(sample.source[0]);
-                    predict_pass(geometry, w, set, level, sample.source,
-                                 [&](int64_t at, int64_t in_frame, const Around&, const auto&) {
-                                     for (int64_t i = 0; i < line.count; ++i) {
-                                         const int64_t here = in_frame + i * line.dx;
-                                         const double p = prediction_[static_cast<std::size_t>(i)];
-                                         if (sample.mask && sample.mask[here]) {
-                                             target[at + i] = static_cast<T>(p);
-                                             continue;
-                                         }
-                                         const int32_t code = quantize<T>(sample.data[here], p, step, inverse, chunk_.tolerance);
-                                         target[at + i] = code == kOutlier ? sample.data[here] : reconstruct<T>(p, code, step);
-                                     }
-                                 });
+                    predict_pass(pass, sample.source, [&](int64_t at, int64_t in_frame, const Around&, const auto&) {
+                        reconstruct_line(pass, sample.data + in_frame, sample.mask ? sample.mask + in_frame : nullptr,
+                                         target + at, forgotten.data());
+                    });
                 }
             }
         }
@@ -670,13 +707,13 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     const InterpolationPlan& plan_;
     Pyramid pyramid_;
     std::vector<int> order_;
-    std::vector<bool> known_;
-    std::vector<Weights> weights_;
-    std::vector<int> gain_;  // of networks; -1: not known yet
+    std::vector<std::unique_ptr<Pass>> passes_;  // of frames that do not refer and of those that do: by level, by class
+    std::vector<Weights> weights_;               // fitted to many frames
     std::vector<double> prediction_;
     std::vector<int32_t> code_;
+    std::vector<uint8_t> scale_;  // classes of codes that networks give
     LineSums sums_;
-    LearnedLine learned_;
+    LearnedTile tile_{};
     T* values_ = nullptr;  // planes of the level that is coded, of the frame and of the one that it refers to
     int16_t* codes_ = nullptr;
     std::array<const T*, 2> source_{};

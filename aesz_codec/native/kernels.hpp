@@ -38,21 +38,9 @@ struct NeighbourLines {
 
 // ---- instruction sets ------------------------------------------------------------------------------------------
 
-#define AESZ_TARGET
-namespace portable {
-#include "kernel_loops.hpp"
-}
-#undef AESZ_TARGET
-
-#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
-#define AESZ_HAS_AVX2 1
-#define AESZ_TARGET __attribute__((target("avx2")))
-namespace avx2 {
-#include "kernel_loops.hpp"
-}
-#undef AESZ_TARGET
-#else
-#define AESZ_HAS_AVX2 0
+#define AESZ_FILE "kernel_loops.hpp"
+#include "each_set.hpp"
+#if !AESZ_HAS_AVX2
 namespace avx2 = portable;
 #endif
 

@@ -52,18 +52,8 @@ struct Eight {
 #define load8(p) (*reinterpret_cast<const Eight*>(p))
 #define store8(p, v) (*reinterpret_cast<Eight*>(p) = (v))
 
-#define AESZ_TARGET
-namespace portable {
-#include "local_loops.hpp"
-}
-#undef AESZ_TARGET
-#if AESZ_HAS_AVX2
-#define AESZ_TARGET __attribute__((target("avx2")))
-namespace avx2 {
-#include "local_loops.hpp"
-}
-#undef AESZ_TARGET
-#endif
+#define AESZ_FILE "local_loops.hpp"
+#include "each_set.hpp"
 
 #undef load8
 #undef store8

@@ -464,7 +464,8 @@ void bind_networks(nb::module_& m) {
         .def_prop_ro_static("max_width", [](nb::handle) { return Mlp::kMaxWidth; })
         .def_prop_ro("inputs", &Mlp::inputs)
         .def_prop_ro("padded_inputs", &Mlp::padded_inputs)
-        .def_prop_ro("outputs", &Mlp::outputs);
+        .def_prop_ro("outputs", &Mlp::outputs)
+        .def_prop_ro("products", &Mlp::products);
     nb::class_<Network>(m, "Network")
         .def(nb::new_([](int64_t channels, int dims, int lo, int hi, int level) {
                  return Network(channels, dims, activation(lo, hi), level);

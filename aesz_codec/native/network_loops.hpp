@@ -29,6 +29,15 @@ AESZ_TARGET AESZ_INLINE void store_clamped(int16_t* to, const Lanes* a, int16_t 
     const __m256i w = _mm256_min_epi16(_mm256_max_epi16(v, _mm256_set1_epi16(lo)), _mm256_set1_epi16(hi));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), w);
 }
+AESZ_TARGET AESZ_INLINE Lanes all(int32_t x) { return _mm512_set1_epi32(x); }
+AESZ_TARGET AESZ_INLINE Lanes load_pairs(const int32_t* from) { return load(from); }
+AESZ_TARGET AESZ_INLINE Lanes shift_all(Lanes a, int by) { return _mm512_maskz_sra_epi32(kAll, a, _mm_cvtsi32_si128(by)); }
+AESZ_TARGET AESZ_INLINE void store_pairs(int32_t* to, Lanes a, Lanes b, int16_t lo, int16_t hi) {
+    const Lanes least = all(lo), most = all(hi);
+    a = _mm512_maskz_min_epi32(kAll, _mm512_maskz_max_epi32(kAll, a, least), most);
+    b = _mm512_maskz_min_epi32(kAll, _mm512_maskz_max_epi32(kAll, b, least), most);
+    store(to, _mm512_mask_blend_epi16(0xAAAAAAAA, a, _mm512_maskz_slli_epi32(kAll, b, 16)));
+}
 
 #elif AESZ_NETWORK_LEVEL == 2  // AVX2
 
@@ -59,6 +68,14 @@ AESZ_TARGET AESZ_INLINE void store_clamped(int16_t* to, const Lanes* a, int16_t 
     } else {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(w));
     }
+}
+AESZ_TARGET AESZ_INLINE Lanes all(int32_t x) { return _mm256_set1_epi32(x); }
+AESZ_TARGET AESZ_INLINE Lanes load_pairs(const int32_t* from) { return load(from); }
+AESZ_TARGET AESZ_INLINE Lanes shift_all(Lanes a, int by) { return _mm256_sra_epi32(a, _mm_cvtsi32_si128(by)); }
+AESZ_TARGET AESZ_INLINE void store_pairs(int32_t* to, Lanes a, Lanes b, int16_t lo, int16_t hi) {
+    const __m256i packed = _mm256_packs_epi32(a, b);
+    const __m256i v = _mm256_unpacklo_epi16(packed, _mm256_srli_si256(packed, 8));
+    store(to, _mm256_min_epi16(_mm256_max_epi16(v, _mm256_set1_epi16(lo)), _mm256_set1_epi16(hi)));
 }
 
 #elif AESZ_NETWORK_LEVEL == 1  // SSE2
@@ -97,6 +114,13 @@ AESZ_TARGET AESZ_INLINE void store_clamped(int16_t* to, const Lanes* a, int16_t 
             _mm_storel_epi64(reinterpret_cast<__m128i*>(to + 4 * i), w);
         }
     }
+}
+AESZ_TARGET AESZ_INLINE Lanes all(int32_t x) { return _mm_set1_epi32(x); }
+AESZ_TARGET AESZ_INLINE Lanes load_pairs(const int32_t* from) { return load(from); }
+AESZ_TARGET AESZ_INLINE Lanes shift_all(Lanes a, int by) { return _mm_sra_epi32(a, _mm_cvtsi32_si128(by)); }
+AESZ_TARGET AESZ_INLINE void store_pairs(int32_t* to, Lanes a, Lanes b, int16_t lo, int16_t hi) {
+    const __m128i packed = _mm_packs_epi32(a, b), v = _mm_unpacklo_epi16(packed, _mm_srli_si128(packed, 8));
+    store(to, _mm_min_epi16(_mm_max_epi16(v, _mm_set1_epi16(lo)), _mm_set1_epi16(hi)));
 }
 
 #else  // plain C++, with vectors of four where compilers know them: good on ARM, slow on x86
@@ -155,6 +179,24 @@ void store_clamped(int16_t* to, const Lanes* a, int16_t lo, int16_t hi) {
         const int32_t v = a[i / kLanes][i % kLanes];
         to[i] = static_cast<int16_t>(v < lo ? lo : v > hi ? hi : v);
     }
+}
+AESZ_INLINE Lanes all(int32_t x) {
+    Lanes out;
+    for (int i = 0; i < kLanes; ++i) out[i] = x;
+    return out;
+}
+AESZ_INLINE Weights load_pairs(const int32_t* from) {
+    int16_t pairs[2 * kLanes];
+    std::memcpy(pairs, from, sizeof(pairs));
+    return load(pairs);
+}
+AESZ_INLINE Lanes shift_all(Lanes a, int by) {
+    for (int i = 0; i < kLanes; ++i) a[i] >>= by;
+    return a;
+}
+AESZ_INLINE void store_pairs(int32_t* to, const Lanes& a, const Lanes& b, int16_t lo, int16_t hi) {
+    const auto clamped = [lo, hi](int32_t v) { return v < lo ? lo : v > hi ? hi : v; };
+    for (int i = 0; i < kLanes; ++i) to[i] = side_by_side(clamped(a[i]), clamped(b[i]));
 }
 
 #endif
@@ -241,27 +283,79 @@ AESZ_TARGET void dense(const Dense& layer, int64_t block, const int16_t* input, 
     }
 }
 
-// Linear layers, one after the other, with everything between in two places that the caller has for kMlpPoints points.
-AESZ_TARGET inline void mlp(const Dense* layer, std::size_t layers, const int16_t* input, int64_t distance, int64_t points,
-                            int32_t* out, int16_t* one, int16_t* other) {
-    constexpr int64_t start = 0;
-    for (std::size_t i = 0; i < layers; ++i) {
-        const Dense& d = layer[i];
-        const int64_t room = d.blocks * kOutputs;
-        for (int64_t block = 0; block < d.blocks; ++block) {
-            if (d.raw) {
-                dense(d, block, input, distance, &start, points, out, d.outputs, false);
-            } else {
-                dense(d, block, input, distance, &start, points, one, room, true);
-            }
+// ---- linear layers on points side by side ----------------------------------------------------------------------
+
+// Some outputs from `first` on, not all of which need to exist, of the first Vectors vectors of points.  Inputs are pairs, and so
+// are the outputs if `pairs`; else they are int32, and only those that exist are written.
+template <int Outputs, int Vectors>
+AESZ_TARGET AESZ_INLINE void side(const Dense& layer, int64_t first, bool pairs, const int32_t* input, int32_t* out) {
+    const WeightPair* weights = layer.weights.data() + first / kOutputs * layer.pairs;
+    const int64_t within = 2 * (first % kOutputs);
+    Lanes sum[Outputs][Vectors];
+    AESZ_UNROLL for (int o = 0; o < Outputs; ++o) AESZ_UNROLL for (int v = 0; v < Vectors; ++v) sum[o][v] =
+        all(layer.start[static_cast<std::size_t>(first + o)]);
+    for (int64_t pair = 0; pair < layer.pairs; ++pair, input += kTilePoints, ++weights) {
+        decltype(load_pairs(input)) x[Vectors];
+        AESZ_UNROLL for (int v = 0; v < Vectors; ++v) x[v] = load_pairs(input + v * kLanes);
+        AESZ_UNROLL for (int o = 0; o < Outputs; ++o) {
+            const auto both = twice(weights->w + within + 2 * o);
+            AESZ_UNROLL for (int v = 0; v < Vectors; ++v) sum[o][v] = add_products(sum[o][v], x[v], both);
         }
-        input = one, distance = room;
+    }
+    if (!layer.raw) {
+        AESZ_UNROLL for (int o = 0; o < Outputs; ++o) AESZ_UNROLL for (int v = 0; v < Vectors; ++v) {
+            sum[o][v] = shift_all(sum[o][v], layer.shift[static_cast<std::size_t>(first + o)]);
+            if (layer.slope) sum[o][v] = leak(sum[o][v], layer.slope);
+        }
+    }
+    if (pairs) {
+        AESZ_UNROLL for (int o = 0; o < Outputs; o += 2) AESZ_UNROLL for (int v = 0; v < Vectors; ++v)
+            store_pairs(out + (first + o) / 2 * kTilePoints + v * kLanes, sum[o][v], sum[o + 1][v], layer.lo, layer.hi);
+    } else {
+        AESZ_UNROLL for (int o = 0; o < Outputs; ++o) {
+            if (first + o >= layer.outputs) break;
+            int32_t* to = out + (first + o) * kTilePoints;
+            AESZ_UNROLL for (int v = 0; v < Vectors; ++v) store(to + v * kLanes, sum[o][v]);
+            for (int i = 0; !layer.raw && i < Vectors * kLanes; ++i)
+                to[i] = to[i] < layer.lo ? layer.lo : to[i] > layer.hi ? layer.hi : to[i];
+        }
+    }
+}
+
+// All outputs, as many at a time as registers hold.
+template <int Vectors>
+AESZ_TARGET void sides(const Dense& layer, bool pairs, const int32_t* input, int32_t* out) {
+    constexpr int kAtOnce = kTile / Vectors, kHalf = kAtOnce > 2 ? kAtOnce / 2 : kAtOnce;
+    int64_t first = 0;
+    for (; first + kHalf < layer.outputs; first += kAtOnce) side<kAtOnce, Vectors>(layer, first, pairs, input, out);
+    if (first < layer.outputs) side<kHalf, Vectors>(layer, first, pairs, input, out);
+}
+
+// Linear layers, one after the other, on the first `points` points of a tile; what is between them lies in two places that the
+// caller has.
+AESZ_TARGET inline void mlp(const Dense* layer, std::size_t layers, const int32_t* input, int points, int32_t* out, int32_t* one,
+                            int32_t* other) {
+    for (std::size_t i = 0; i < layers; ++i) {
+        const bool last = i + 1 == layers;
+        int32_t* const to = last ? out : one;
+        switch ((points + kLanes - 1) / kLanes) {
+#define AESZ_CASE(Vectors)                          \
+    case Vectors:                                   \
+        sides<Vectors>(layer[i], !last, input, to); \
+        break;
+            AESZ_CASE(1)
+#if AESZ_NETWORK_LEVEL != 3
+            AESZ_CASE(2)
+#endif
+#if AESZ_NETWORK_LEVEL < 2
+            case 3:
+                AESZ_CASE(4)
+#endif
+#undef AESZ_CASE
+        }
+        input = one;
         std::swap(one, other);
     }
-    const Dense& last = layer[layers - 1];
-    if (last.raw) return;
-    for (int64_t p = 0; p < points; ++p)
-        for (int64_t o = 0; o < last.outputs; ++o) out[p * last.outputs + o] = input[p * distance + o];
 }
 
 // ---- layers without weights, and the rest of gdn ---------------------------------------------------------------

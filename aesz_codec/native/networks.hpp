@@ -22,7 +22,6 @@
 
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
 #define AESZ_NETWORK_LEVELS 4
-#include <immintrin.h>
 #elif defined(_M_X64)
 #define AESZ_NETWORK_LEVELS 2
 #include <immintrin.h>
@@ -33,6 +32,7 @@
 namespace aesz {
 
 constexpr int64_t kOutputs = 16;         // of a block
+constexpr int kTilePoints = 16;          // points that lie side by side in a tile
 constexpr int64_t kSumLimit = 1 << 24;   // of the L1 rule
 constexpr int64_t kMaxChannels = 65536;  // of a tensor
 constexpr int kMaxSpatial = 3;
@@ -207,6 +207,20 @@ inline bool loops_are_sound(const NetworkLoops& loops) {
             kNetworkLoops[0].sums(layer, block, input.data(), inputs, offset, points, others.data(), outputs, false);
         }
         if (some != other || sums != others) return false;
+        const Dense last(weight.data(), bias.data(), nullptr, inputs, 1, outputs, 511, {0, 0, 0});
+        const Dense both[] = {{weight.data(), bias.data(), shift.data(), outputs, 1, inputs, 1023, {-511, 511, slope}}, last};
+        for (int count : {1, kTilePoints / 2, kTilePoints}) {
+            std::vector<int32_t> tile((inputs + 1) / 2 * kTilePoints), one(3 * kOutputs / 2 * kTilePoints), two(one);
+            std::vector<int32_t> out(inputs * kTilePoints), right(out);
+            std::memcpy(tile.data(), input.data(), sizeof(int32_t) * tile.size());
+            loops.mlp(both, 2, tile.data(), count, out.data(), one.data(), two.data());
+            kNetworkLoops[0].mlp(both, 2, tile.data(), count, right.data(), one.data(), two.data());
+            for (int64_t o = 0; o < inputs; ++o)
+                if (!std::equal(&out[static_cast<std::size_t>(o * kTilePoints)],
+                                &out[static_cast<std::size_t>(o * kTilePoints + count)],
+                                &right[static_cast<std::size_t>(o * kTilePoints)]))
+                    return false;
+        }
     }
     return true;
 }
@@ -243,7 +257,7 @@ inline const NetworkLoops& network_loops(int level) {
 // Linear layers with activations; the last may be raw.  `run` may be called by many threads at once.
 class Mlp {
   public:
-    static constexpr int64_t kMaxWidth = 256, kPoints = 32;  // of a tensor between layers; at a time
+    static constexpr int64_t kMaxWidth = 256;  // of a tensor between layers
 
     Mlp(std::vector<Dense> layers, Activation input, int level = -1)
         : layers_(std::move(layers)), input_(input), loops_(&network_loops(level)) {
@@ -262,13 +276,36 @@ class Mlp {
     int16_t lowest() const { return input_.lo; }   // inputs are from here
     int16_t highest() const { return input_.hi; }  // to here
 
+    // Multiplications for one point.
+    int64_t products() const {
+        int64_t sum = 0;
+        for (const Dense& layer : layers_) sum += layer.outputs * layer.inputs;
+        return sum;
+    }
+
+    // The first `points` of a tile.  input: [padded_inputs / 2][kTilePoints], in every place two inputs (side_by_side), whatever
+    // the last one is if inputs is odd; output: [outputs][kTilePoints], whatever the points beyond are.
+    void run_tile(const int32_t* input, int points, int32_t* output) const {
+        alignas(64) int32_t one[kMaxWidth / 2 * kTilePoints], other[kMaxWidth / 2 * kTilePoints];
+        loops_->mlp(layers_.data(), layers_.size(), input, points, output, one, other);
+    }
+
     // input: [count][padded_inputs], whatever the last one is if inputs is odd; output: [count][outputs].
     void run(const int16_t* input, int64_t count, int32_t* output) const {
-        alignas(64) int16_t one[kPoints * kMaxWidth], other[kPoints * kMaxWidth];
-        const int64_t distance = padded_inputs();
-        for (int64_t p = 0; p < count; p += kPoints)
-            loops_->mlp(layers_.data(), layers_.size(), input + p * distance, distance, std::min(kPoints, count - p),
-                        output + p * outputs(), one, other);
+        const int64_t width = padded_inputs(), pairs = width / 2, results = outputs();
+        std::vector<int32_t> tile(static_cast<std::size_t>(pairs * kTilePoints)),
+            out(static_cast<std::size_t>(results * kTilePoints));
+        for (int64_t p = 0; p < count; p += kTilePoints) {
+            const int points = static_cast<int>(std::min<int64_t>(kTilePoints, count - p));
+            for (int64_t i = 0; i < points; ++i)
+                for (int64_t k = 0; k < pairs; ++k)
+                    std::memcpy(&tile[static_cast<std::size_t>(k * kTilePoints + i)], input + (p + i) * width + 2 * k,
+                                sizeof(int32_t));
+            run_tile(tile.data(), points, out.data());
+            for (int64_t i = 0; i < points; ++i)
+                for (int64_t o = 0; o < results; ++o)
+                    output[(p + i) * results + o] = out[static_cast<std::size_t>(o * kTilePoints + i)];
+        }
     }
 
     // Whether all of [count][padded_inputs] but the padding may be an input.

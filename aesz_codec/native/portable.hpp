@@ -28,6 +28,14 @@
 #endif
 #endif
 
+// Whether there are loops for AVX2 besides the portable ones.
+#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#define AESZ_HAS_AVX2 1
+#include <immintrin.h>
+#else
+#define AESZ_HAS_AVX2 0
+#endif
+
 namespace aesz {
 
 // Position of the highest set bit; x > 0.
@@ -57,6 +65,15 @@ inline int lowest_bit(uint64_t x) {
     return static_cast<int>(index);
 #else
     return __builtin_ctzll(x);
+#endif
+}
+
+// Two integers of 16 bits as they lie one after the other in memory.
+AESZ_INLINE int32_t side_by_side(int32_t first, int32_t second) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return static_cast<int32_t>(static_cast<uint32_t>(first) << 16 | (static_cast<uint32_t>(second) & 0xFFFF));
+#else
+    return static_cast<int32_t>(static_cast<uint32_t>(second) << 16 | (static_cast<uint32_t>(first) & 0xFFFF));
 #endif
 }
 

@@ -12,10 +12,6 @@
 #include <stdexcept>
 #include <vector>
 
-#if defined(__x86_64__) || defined(__i386__)
-#include <immintrin.h>
-#endif
-
 #include "closed_loop.hpp"
 #include "codes.hpp"
 #include "kernels.hpp"
@@ -61,23 +57,8 @@ struct BitBuffer {
     }
 };
 
-#define AESZ_TARGET
-#define AESZ_WIDE 0
-namespace portable {
-#include "token_loops.hpp"
-}
-#undef AESZ_TARGET
-#undef AESZ_WIDE
-
-#if AESZ_HAS_AVX2
-#define AESZ_TARGET __attribute__((target("avx2,bmi,bmi2")))
-#define AESZ_WIDE 1
-namespace avx2 {
-#include "token_loops.hpp"
-}
-#undef AESZ_TARGET
-#undef AESZ_WIDE
-#endif
+#define AESZ_FILE "token_loops.hpp"
+#include "each_set.hpp"
 
 // All contexts: their tables, and the counts from which these are made now and then.
 class TokenModels {

@@ -22,18 +22,23 @@ from ..stream import Method, Reader
 from .causal import Causal
 from .interpolation import Interpolation
 from .local import Local
+from .side import SIDES, Side
 
 __all__ = [
     "LEARNED",
     "PREDICTORS",
+    "SIDES",
     "Causal",
     "Interpolation",
     "Learned",
     "Local",
     "Predictor",
     "Quantizer",
+    "Side",
     "learned_by",
+    "load_side",
     "predictor_of",
+    "prepare",
 ]
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
@@ -90,8 +95,11 @@ class Predictor(Protocol):
     def refinements(self, effort: str) -> Iterable[Self]:
         """Return variations worth a trial once this choice has won."""
 
-    def handicap(self, effort: str, rate: float) -> float:
-        """Return what bytes count against others that take less time: 1.1 must save a tenth at `rate` bits a value."""
+    def handicap(self, effort: str, rate: float, share: float) -> float:
+        """Return what bytes count against others that take less time: 1.1 must save a tenth.
+
+        `rate`: bits a value on a sample, which is `share` of the values.
+        """
 
     def final(self, effort: str) -> Self:
         """Return this choice with the coder that codes the array itself; trials take a faster one."""
@@ -148,6 +156,7 @@ def learned_by(pack: Pack, method: Method | None = None) -> type[Learned]:
     predictor = LEARNED.get(pack.kind)
     if predictor is None or method not in (None, predictor.method):
         kinds = [kind for kind, p in LEARNED.items() if method in (None, p.method)]
+        kinds += [*SIDES] if method is None else []
         raise ModelKindError.at(
             f"model {pack.id!r}",
             found=f"a pack of the kind {pack.kind!r}",
@@ -157,6 +166,38 @@ def learned_by(pack: Pack, method: Method | None = None) -> type[Learned]:
             else "the stream is damaged, or was not written by an encoder",
         )
     return predictor
+
+
+def load_side(pack: Pack) -> Side:
+    """Return the side prediction of a pack.
+
+    Raises
+    ------
+    ModelKindError, InvalidModelError
+        If it is of a kind that is none, or not sound.
+    """
+    if pack.kind not in SIDES:
+        raise ModelKindError.at(
+            f"model {pack.id!r}",
+            found=f"a pack of the kind {pack.kind!r}",
+            expected=" or ".join(map(repr, SIDES)),
+            remedy="the stream is damaged, or was not written by an encoder",
+        )
+    return SIDES[pack.kind].load(pack)
+
+
+def prepare(pack: Pack) -> None:
+    """Build what a pack holds, once per process, whatever its kind.
+
+    Raises
+    ------
+    ModelKindError, InvalidModelError, UnsupportedModelError
+        If nothing takes its kind, or it is not sound.
+    """
+    if pack.kind in SIDES:
+        load_side(pack)
+    else:
+        learned_by(pack).prepare(pack)
 
 
 def predictor_of(method: Method) -> type[Predictor]:

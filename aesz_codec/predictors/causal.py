@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .. import _core
 from ..stream import Coder, Method, Reader, Writer, corrupt
+from .coders import handicap_of
 
 if TYPE_CHECKING:
     from ..packs import Pack
@@ -48,12 +49,14 @@ class Causal:
         yield cls(Coder.STATIC if effort == "fast" else Coder.ADAPTIVE)
 
     def refinements(self, effort: str) -> Iterator[Self]:
-        """See `Predictor`."""
-        return iter(())
+        """See `Predictor`: for ``default``, the fast coder."""
+        if effort == "default":
+            yield replace(self, coder=Coder.STATIC)
 
-    def handicap(self, effort: str, rate: float) -> float:
+    def handicap(self, effort: str, rate: float, share: float) -> float:
         """See `Predictor`: at low rates a sample makes too little of interpolation, whose coarse levels cost most there."""
-        return (1.1 if effort == "fast" else 1.0) * (1.25 if rate < 1.2 else 1.0)
+        slower = 1.1 if effort == "fast" else handicap_of(self.coder, effort, share)
+        return slower * (1.25 if rate < 1.2 else 1.0)
 
     def final(self, effort: str) -> Self:
         """See `Predictor`."""

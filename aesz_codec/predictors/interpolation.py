@@ -31,6 +31,7 @@ from .. import _core
 from ..errors import InvalidModelError
 from ..packs import Pack
 from ..stream import Coder, Method, Reader, Writer, corrupt
+from .coders import handicap_of
 from .networks import built_once, mlps
 
 if TYPE_CHECKING:
@@ -124,7 +125,9 @@ class Interpolation:
                 yield cls(batch=batch, coder=coder)
 
     def refinements(self, effort: str) -> Iterator[Self]:
-        """See `Predictor`: for ``max``, tighter coarse levels and the other order of the axes."""
+        """See `Predictor`: ``default`` tries the fast coder; ``max`` tighter coarse levels and the other order of the axes."""
+        if effort == "default" and self.model is None:
+            yield replace(self, coder=Coder.STATIC)
         if effort != "max":
             return
         for alpha16, beta16 in ((18, 20), (20, 24), (20, 32), (24, 40), (28, 64)):
@@ -132,9 +135,9 @@ class Interpolation:
         if self.model is None:
             yield replace(self, reversed=True)
 
-    def handicap(self, effort: str, rate: float) -> float:
+    def handicap(self, effort: str, rate: float, share: float) -> float:
         """See `Predictor`: a model that saves next to nothing on a sample may cost something on the whole."""
-        return 1.0 if self.model is None else _LEAST_SAVED
+        return handicap_of(self.coder, effort, share) * (1.0 if self.model is None else _LEAST_SAVED)
 
     def final(self, effort: str) -> Self:
         """See `Predictor`."""

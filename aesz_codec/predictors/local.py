@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .. import _core
-from ..stream import Method, Reader, Writer
+from ..stream import Coder, Method, Reader, Writer
+from .coders import handicap_of
 
 if TYPE_CHECKING:
     from ..packs import Pack
@@ -52,9 +53,11 @@ class Local:
         """See `Predictor`."""
         return iter(())
 
-    def handicap(self, effort: str, rate: float) -> float:
+    def handicap(self, effort: str, rate: float, share: float) -> float:
         """See `Predictor`: for ``default`` it must save much, since it takes six to eight times as long."""
-        return 1.0 if effort == "max" else 1.085 if rate < 4 else 1.06
+        if effort == "max":
+            return 1.0
+        return handicap_of(Coder.MIXED, effort, share) * (1.085 if rate < 4 else 1.06)
 
     def final(self, effort: str) -> Self:
         """See `Predictor`."""

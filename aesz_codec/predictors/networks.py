@@ -21,6 +21,7 @@ from ..packs import Pack, plain
 __all__ = ["built_once", "mlps"]
 
 _MOST_KEPT = 16
+_MOST_PRODUCTS = 65536  # for a point; more would make a small stream slow to decode
 
 _T = TypeVar("_T")
 
@@ -55,7 +56,8 @@ def mlps(pack: Pack, slots: int) -> dict[int, _core.Mlp]:
     Raises
     ------
     InvalidModelError, UnsupportedModelError
-        If ``network`` is anything else, or a network is not sound (`aesz_codec.nets`).
+        If ``network`` is anything else, or a network is not sound (`aesz_codec.nets`) or has above 65536 multiplications for
+        a point.
     """
     field = f"pack {pack.id!r}: network"
     network = pack.manifest["network"]
@@ -75,4 +77,11 @@ def mlps(pack: Pack, slots: int) -> dict[int, _core.Mlp]:
                 found[slot] = Network.load(plain(entries[key]), pack.tensors).mlp()
             except InvalidModelError as error:
                 raise InvalidModelError(f"{field}.slots.{key}: {error}") from None
+            if found[slot].products > _MOST_PRODUCTS:
+                raise InvalidModelError.at(
+                    f"{field}.slots.{key}",
+                    found=f"{found[slot].products} multiplications for a point",
+                    expected=f"at most {_MOST_PRODUCTS}",
+                    remedy="train a network with smaller layers",
+                )
     return found

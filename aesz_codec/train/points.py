@@ -45,15 +45,12 @@ class Kind:
         How many magnitudes the spread of a point sums up, by slot.
     collect : callable
         ``(values, mask, tolerance, step, offset, every)`` to a list of pairs of bytes for all slots: inputs (int16) and
-        targets (float32), one row a point.
-    columns : int
-        Of the targets; the first two are those of `Samples`.
+        targets (float32) of `Samples`, one row a point.
     """
 
     inputs: tuple[int, ...]
     terms: tuple[int, ...]
     collect: Callable[..., list[list[tuple[bytes, bytes]]]]
-    columns: int
 
 
 def _interpolation(
@@ -68,7 +65,7 @@ def _interpolation(
 
 
 KINDS: dict[str, Kind] = {
-    "interpolation": Kind((36,) * 3 + (49,) * 3 + (36,) * 7, (24,) * 13, _interpolation, 3),
+    "interpolation": Kind((36,) * 3 + (49,) * 3 + (36,) * 7, (24,) * 13, _interpolation),
 }
 
 
@@ -128,7 +125,7 @@ def collect(
                 continue
             for part in parts:
                 for slot, (inputs, targets) in enumerate(part):
-                    rows = np.frombuffer(targets, np.float32).reshape(-1, kind.columns)[:, :2]
+                    rows = np.frombuffer(targets, np.float32).reshape(-1, 2)
                     found[slot].append(
                         Samples(np.frombuffer(inputs, np.int16).reshape(len(rows), kind.inputs[slot]), rows)
                     )

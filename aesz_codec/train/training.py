@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ import torch
 from .. import pipeline
 from .._store import open_source
 from ..bounds import ErrorBound
+from ..encoding import grid_of, properties_of
 from ..errors import InvalidConfigError, InvalidModelError
 from ..packs import Pack
+from ..predictors.side import Basis
+from .basis import fit as fit_basis
 from .packing import write_pack
 from .points import KINDS, Samples, collect, export, fit
 
@@ -27,6 +30,8 @@ __all__ = ["BOUNDS", "Judgement", "TrainingReport", "train"]
 
 Array = npt.NDArray[Any]
 Source = str | os.PathLike[str]
+
+Progress = Callable[[str, int, int], None]
 
 BOUNDS = tuple(ErrorBound("range_rel", value) for value in (1e-2, 3e-3, 1e-3))
 """What networks learn if nothing else is said."""
@@ -105,7 +110,8 @@ def train(
     steps: int = 4000,
     count: int = 6000,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    modes: int = 48,
+    progress: Progress = lambda what, done, total: None,
 ) -> TrainingReport:
     """Train a pack and write it; nothing is written before it is whole.
 
@@ -114,7 +120,7 @@ def train(
     Parameters
     ----------
     kind : str
-        One of `aesz_codec.train.points.KINDS`.
+        ``basis``, or one of `aesz_codec.train.points.KINDS`.
     sources : sequence of paths
         NetCDF files or Zarr stores. Of the floating-point variables, those named by `variables`, or all with two axes or more.
     out : path
@@ -128,6 +134,8 @@ def train(
         Judged, not learned from. Without any, the last chunk of every source that has more than one.
     hidden, steps, count, seed
         See `aesz_codec.train.points.fit`; `count` is the number of samples for a slot from every file and bound.
+    modes : int
+        Of a basis; the settings above are those of networks.
     progress : callable
         ``(what, done, total)``.
 
@@ -138,37 +146,121 @@ def train(
     InvalidModelError
         If there is nothing to learn from: only NaN, or constant.
     """
-    if kind not in KINDS:
+    known = (*KINDS, Basis.kind)
+    if kind not in known:
         raise InvalidConfigError.at(
             "kind",
             found=repr(kind),
-            expected=" or ".join(map(repr, KINDS)),
+            expected=" or ".join(map(repr, known)),
             remedy="'autoencoder' is trained by aesz_codec.train.autoencoder and the command 'aesz-codec train autoencoder'",
         )
     for bound in bounds:
         if bound.mode not in ("abs", "range_rel"):
             raise InvalidConfigError.at("bound", found=str(bound), expected="abs or range_rel")
-    inputs = KINDS[kind]
     path = Path(out)
-    learned: list[tuple[str, Array]] = []
+    partial = path.with_name(path.name + ".partial")
     unseen: list[tuple[str, str, Array]] = []
+    for source in validate:
+        for name, chunks in _chunks(source, variables):
+            unseen += [(str(source), name, chunk) for chunk in chunks[:2]]
+    slots: dict[int, tuple[int, float, float]] = {}
+    grid: str | None = None
+    if kind == Basis.kind:
+        frames, variable, grid = _frames(sources, variables, unseen if not validate else None, progress)
+        network, tensors = fit_basis(frames, modes)
+        applies_to = applies_to or [variable]
+    else:
+        samples = _samples(
+            kind, sources, variables, bounds, count, unseen if not validate else None, progress
+        )
+        network, tensors, slots = _networks(kind, samples, hidden, steps, seed, partial, progress)
+    manifest = {
+        "id": id,
+        "kind": kind,
+        "licence": licence,
+        "description": description,
+        "variables": list(applies_to),
+        "grid": grid,
+        "network": network,
+        "training": {
+            "data": sorted({Path(source).name for source in sources}),
+            "bounds": [f"{bound.mode} {bound.value!r}" for bound in bounds],
+            **({} if kind == Basis.kind else {"seed": seed, "steps": steps}),
+        },
+    }
+    judged = tuple(_judged(Pack.from_bytes(write_pack(manifest, tensors)), unseen, bounds, progress))
+    manifest["rates"] = [
+        {
+            "data": f"{Path(j.source).name}:{j.variable}",
+            "bound": j.bound,
+            "without": j.without,
+            "with": j.with_model,
+        }
+        for j in judged
+    ]
+    data = write_pack(manifest, tensors)
+    temporary = path.with_name(path.name + ".writing")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    return TrainingReport(Pack.from_bytes(data), path, slots, judged)
+
+
+def _frames(
+    sources: Sequence[Source],
+    variables: Sequence[str],
+    unseen: list[tuple[str, str, Array]] | None,
+    progress: Progress,
+) -> tuple[list[Array], dict[str, Any], str | None]:
+    """Read all frames of one variable, what it is, and the hash of its grid.
+
+    With a list for what is not to be learned from, the last tenth of each source goes there.
+    """
+    frames: list[Array] = []
+    known: dict[str, tuple[dict[str, Any], str | None]] = {}
+    for number, source in enumerate(sources):
+        for name, values, about in _variables(source, variables):
+            kept = len(values) if unseen is None else len(values) - len(values) // 10
+            frames.append(values[:kept])
+            known.setdefault(name, about)
+            if unseen is not None and kept < len(values):
+                unseen.append((str(source), name, np.array(values[kept : kept + 128], np.float32)))
+        progress("reading", number + 1, len(sources))
+    _check_found(variables, known)
+    if len(known) != 1:
+        raise InvalidConfigError.at(
+            "variable",
+            found=", ".join(sorted(known)) or "none",
+            expected="one for a basis",
+            remedy="name it with --variable",
+        )
+    ((name, (properties, grid)),) = known.items()
+    variable = {"short_name": str(properties.get("GRIB_shortName", name))}
+    variable |= {key: str(properties[key]) for key in ("standard_name", "units") if properties.get(key)}
+    return frames, variable, grid
+
+
+def _samples(
+    kind: str,
+    sources: Sequence[Source],
+    variables: Sequence[str],
+    bounds: Sequence[ErrorBound],
+    count: int,
+    unseen: list[tuple[str, str, Array]] | None,
+    progress: Progress,
+) -> list[Samples]:
+    """Collect what networks learn from; with a list for what is not to be learned from, the last chunks go there."""
+    inputs = KINDS[kind]
+    learned: list[tuple[str, Array]] = []
     found: set[str] = set()
     for number, source in enumerate(sources):
         for name, chunks in _chunks(source, variables):
             found.add(name)
-            if not validate and len(chunks) > 1:
+            if unseen is not None and len(chunks) > 1:
                 unseen.append((str(source), name, chunks.pop()))
             learned += [(f"{source}:{name}", chunk) for chunk in chunks]
         progress("reading", number + 1, len(sources))
-    for source in validate:
-        for name, chunks in _chunks(source, variables):
-            unseen += [(str(source), name, chunk) for chunk in chunks[:2]]
-    if missing := set(variables) - found:
-        raise InvalidConfigError.at(
-            "variable",
-            found=", ".join(sorted(missing)),
-            expected="variables of the data, floating-point, two axes or more",
-        )
+    _check_found(variables, found)
     per_source: dict[str, int] = {}
     for origin, _ in learned:
         per_source[origin] = per_source.get(origin, 0) + 1
@@ -188,8 +280,20 @@ def train(
             np.concatenate([part[slot].inputs for part in parts]),
             np.concatenate([part[slot].targets for part in parts]),
         )
-    del parts
-    partial = path.with_name(path.name + ".partial")
+    return samples
+
+
+def _networks(
+    kind: str,
+    samples: Sequence[Samples],
+    hidden: Sequence[int],
+    steps: int,
+    seed: int,
+    partial: Path,
+    progress: Progress,
+) -> tuple[dict[str, Any], dict[str, Array], dict[int, tuple[int, float, float]]]:
+    """Train a network for every slot that has enough samples: ``network`` of the manifest, tensors, what came of it."""
+    inputs = KINDS[kind]
     settings = [kind, list(hidden), steps, seed]
     slots: dict[int, tuple[int, float, float]] = {}
     network: dict[str, Any] = {}
@@ -213,58 +317,45 @@ def train(
             found=f"fewer than {_FEWEST} points for every network",
             expected="more or larger arrays",
         )
-    manifest = {
-        "id": id,
-        "kind": kind,
-        "licence": licence,
-        "description": description,
-        "variables": list(applies_to),
-        "network": {"slots": network},
-        "training": {
-            "data": sorted({Path(source).name for source in sources}),
-            "bounds": [f"{bound.mode} {bound.value!r}" for bound in bounds],
-            "seed": seed,
-            "steps": steps,
-        },
-    }
-    judged = tuple(_judged(Pack.from_bytes(write_pack(manifest, tensors)), unseen, bounds, progress))
-    manifest["rates"] = [
-        {
-            "data": f"{Path(j.source).name}:{j.variable}",
-            "bound": j.bound,
-            "without": j.without,
-            "with": j.with_model,
-        }
-        for j in judged
-    ]
-    data = write_pack(manifest, tensors)
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    return TrainingReport(Pack.from_bytes(data), path, slots, judged)
+    return {"slots": network}, tensors, slots
+
+
+def _check_found(variables: Sequence[str], found: Iterable[str]) -> None:
+    if missing := set(variables) - set(found):
+        raise InvalidConfigError.at(
+            "variable",
+            found=", ".join(sorted(missing)),
+            expected="variables of the data, floating-point, two axes or more",
+        )
+
+
+def _variables(
+    source: Source, wanted: Sequence[str]
+) -> Iterator[tuple[str, Array, tuple[dict[str, Any], str | None]]]:
+    """Read the variables of a source as frames of their last two axes, with attributes and the hash of the grid."""
+    with open_source(source) as dataset:
+        for name, variable in dataset.data_vars.items():
+            if wanted and name not in wanted:
+                continue
+            if (
+                variable.ndim >= 2
+                and variable.dtype.kind == "f"
+                and min(variable.shape) >= 1
+                and min(variable.shape[-2:]) >= 2
+            ):
+                about = properties_of(dataset, name), grid_of(dataset, name)
+                yield str(name), variable.to_numpy().reshape(-1, *variable.shape[-2:]), about
 
 
 def _chunks(source: Source, variables: Sequence[str]) -> Iterator[tuple[str, list[Array]]]:
     """Read chunks of some frames, evenly spread over every variable."""
-    with open_source(source) as dataset:
-        for name, variable in dataset.data_vars.items():
-            if variables and name not in variables:
-                continue
-            if (
-                variable.ndim < 2
-                or variable.dtype.kind != "f"
-                or min(variable.shape) < 1
-                or min(variable.shape[-2:]) < 2
-            ):
-                continue
-            size = variable.shape[-2] * variable.shape[-1]
-            values = variable.to_numpy().reshape(-1, *variable.shape[-2:])
-            frames = min(10 if size > _LARGE else 48 if size > _SMALL else 128, len(values))
-            number = max(1, min(len(values) // frames, -(-_BUDGET // (frames * size))))
-            starts = np.linspace(0, len(values) - frames, number).astype(int)
-            chunks = [np.array(values[start : start + frames], np.float32) for start in starts]
-            yield str(name), [chunk[0] if frames == 1 else chunk for chunk in chunks]
+    for name, values, _ in _variables(source, variables):
+        size = values[0].size
+        frames = min(10 if size > _LARGE else 48 if size > _SMALL else 128, len(values))
+        number = max(1, min(len(values) // frames, -(-_BUDGET // (frames * size))))
+        starts = np.linspace(0, len(values) - frames, number).astype(int)
+        chunks = [np.array(values[start : start + frames], np.float32) for start in starts]
+        yield name, [chunk[0] if frames == 1 else chunk for chunk in chunks]
 
 
 def _fitted(
@@ -309,7 +400,7 @@ def _judged(
     pack: Pack,
     unseen: Sequence[tuple[str, str, Array]],
     bounds: Sequence[ErrorBound],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> Iterator[Judgement]:
     for number, (source, name, chunk) in enumerate(unseen):
         for bound in bounds:

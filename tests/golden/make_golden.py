@@ -1,6 +1,6 @@
 """Write the golden streams: ``python tests/golden/make_golden.py [--force [FOLDER ...]]``.
 
-``1.0/``, ``1.1/`` and ``1.2/`` hold streams of those format versions and ``index.json`` what they decode to; ``reject/`` holds
+``1.0/`` to ``1.3/`` hold streams of those format versions and ``index.json`` what they decode to; ``reject/`` holds
 streams that must fail and the name of the error; ``models/`` holds the packs that streams of both name.  Files that are there
 stay as they are: a released stream is decoded forever.  ``--force`` writes a folder (without one: all) anew, which is right
 only for a format that was never released.
@@ -32,6 +32,7 @@ from aesz_codec.errors import CorruptStreamError, ModelNotFoundError
 from aesz_codec.lattice import Lattice
 from aesz_codec.packs import Pack
 from aesz_codec.predictors import Causal, Interpolation, Local, Predictor, Quantizer
+from aesz_codec.predictors.side import Basis
 from aesz_codec.stream import Coder, Method, Section, Stream, Transform, Writer
 from aesz_codec.train.packing import write_pack
 
@@ -324,6 +325,66 @@ def accepted_1_2() -> Iterator[tuple[str, bytes]]:
     yield "learned_logarithm", logarithms.to_bytes()
 
 
+def accepted_1_3() -> Iterator[tuple[str, bytes]]:
+    """Yield names and streams of format 1.3: side predictions."""
+    for name, kind in (("float32", "f4"), ("float64", "f8")):
+        frames = field(6, 9, 11, noise=2).astype(kind)
+        latents = latent_numbers(6, 4)
+        for predictor in (Interpolation(), Interpolation(1, reference=True), Causal(), Local()):
+            label = type(predictor).__name__.lower() + (
+                "_frames" if predictor == Interpolation(1, True) else ""
+            )
+            yield f"side_{label}_{name}", sided(predictor, frames, latents).to_bytes()
+    for name, shape in (("one_frame", (9, 11)), ("four_axes", (2, 3, 9, 11)), ("ones", (1, 2, 1, 9, 11))):
+        data = field(*shape, noise=2).astype("f4")
+        yield f"side_{name}", sided(Interpolation(), data, latent_numbers(data.size // 99, 3)).to_bytes()
+    frames = field(4, 9, 11, noise=2).astype("f4")
+    yield "side_one_mode", sided(Causal(), frames, latent_numbers(4, 1), unit=3.5).to_bytes()
+    yield "side_large_latents", sided(Causal(), frames, latent_numbers(4, 5) * 2**19, 2.0**-20).to_bytes()
+    masked = (uniform(4, 9, 11, multiplier=69069) < 0.1).astype(np.uint8)
+    masked[1, 4:9, 5:] = 1
+    yield "side_labels", sided(Interpolation(), frames, latent_numbers(4, 4), labels=masked).to_bytes()
+    wild = frames.copy()
+    wild[0, 2, 3], wild[0, 2, 4], wild[1, 6, 10] = 1e30, -3e38, 1e12
+    yield "side_outliers", sided(Interpolation(), wild, latent_numbers(4, 4)).to_bytes()
+    learned = Interpolation(model=golden_model())
+    yield "side_and_networks", sided(learned, frames, latent_numbers(4, 4)).to_bytes()
+    for axes, shape in ((1, (13, 30)), (3, (2, 3, 4, 5))):
+        data, pack = field(*shape).astype("f4"), f"basis_{axes}d"
+        frames_there = data.size // (30 if axes == 1 else 60)
+        stream = sided(Interpolation(), data, latent_numbers(frames_there, 2), pack=pack)
+        yield f"side_grid_of_{axes}", stream.to_bytes()
+    cropped = sided(Causal(), frames, latent_numbers(4, 4))
+    cropped.shape = (6, 9, 11)
+    cropped.sections[Section.CROP] = bytes((4, 9, 11)) + np.float32(7).tobytes()
+    yield "side_cropped", cropped.to_bytes()
+
+
+def latent_numbers(frames: int, modes: int) -> np.ndarray:
+    """Return latents, smaller from mode to mode."""
+    return np.rint((uniform(frames, modes) - 0.5) * 40 / (1 + np.arange(modes))).astype(np.int32)
+
+
+def sided(
+    predictor: Predictor,
+    data: np.ndarray,
+    latents: np.ndarray,
+    unit: float = 0.375,
+    *,
+    pack: str = "basis_2d",
+    labels: np.ndarray | None = None,
+) -> Stream:
+    """Return a stream of what a side prediction leaves of the values."""
+    model = Pack.from_file(MODELS / f"{pack}.aeszpack")
+    left = (data - Basis.load(model).predict(latents, unit, data.shape)).astype(data.dtype)
+    folded = left.reshape([n for n in data.shape if n > 1])
+    stream = forced(predictor, folded, transform=Transform.SIDE, labels=labels)
+    stream.shape = data.shape
+    coded = pipeline.encode(latents, ErrorBound("abs", 0.25))
+    stream.sections[Section.SIDE] = bytes.fromhex(model.digest) + struct.pack("<d", unit) + coded
+    return stream
+
+
 class MadeUp:
     """A range coder that a decoder takes for its own: decisions are as likely as models say, integers as asked for."""
 
@@ -412,7 +473,7 @@ def golden_model() -> Pack:
 
 
 def models() -> Iterator[tuple[str, bytes]]:
-    """Yield names and packs: one for learned interpolation, with a small network in every slot, and one of another kind."""
+    """Yield names and packs: networks for every slot of learned interpolation, bases of grids, and one that is not sound."""
     tensors: dict[str, np.ndarray] = {}
     slots = {}
     for slot in range(13):
@@ -450,6 +511,16 @@ def models() -> Iterator[tuple[str, bytes]]:
         "network": {"slots": slots},
     }
     yield "interpolation", write_pack(manifest, tensors)
+    for axes, grid in ((1, (30,)), (2, (9, 11)), (3, (3, 4, 5))):
+        modes = np.rint(60 * (uniform(5, *grid, multiplier=69069) - 0.5)).astype(np.int8)
+        tensors = {
+            "mean": np.rint(200 * uniform(*grid)).astype(np.int16),
+            "modes": modes,
+            "shift": np.array([3, 2, 2, 1, 0], np.uint8),
+        }
+        manifest = {"id": f"golden-basis-{axes}d", "kind": "basis", "licence": "BSD-3-Clause"}
+        network = {"grid": list(grid), "mean_shift": 4, "shift": 7}
+        yield f"basis_{axes}d", write_pack({**manifest, "network": network}, tensors)
     basis = {"id": "golden-basis", "kind": "basis", "licence": "BSD-3-Clause"}
     yield "basis", write_pack(basis, {"w": np.arange(12, dtype=np.int8).reshape(3, 4)})
 
@@ -836,6 +907,49 @@ def rejected_models() -> Iterator[tuple[str, str, bytes]]:
     yield "model_of_another_kind", "ModelKindError", of_another_kind.to_bytes()
 
 
+def rejected_sides() -> Iterator[tuple[str, str, bytes]]:
+    """Yield names, the class of the error, and streams whose side prediction is none."""
+    corrupt = "CorruptStreamError"
+    stream = sided(Causal(), field(4, 9, 11).astype("f4"), latent_numbers(4, 3))
+    section = stream.sections[Section.SIDE]
+    digest, unit, latents = section[:32], section[32:40], section[40:]
+
+    def inner(array: np.ndarray, mode: str = "abs", value: float | None = 0.25) -> bytes:
+        return digest + unit + pipeline.encode(array, ErrorBound(mode, value))
+
+    for name, other in {
+        "missing": None,
+        "cut": section[:39],
+        "unit_0": digest + struct.pack("<d", 0.0) + latents,
+        "unit_negative": digest + struct.pack("<d", -1.0) + latents,
+        "unit_nan": digest + struct.pack("<d", float("nan")) + latents,
+        "latents_too_many": inner(latent_numbers(4, 6)),
+        "latents_of_another_region": inner(latent_numbers(5, 3)),
+        "latents_none": inner(np.empty((4, 0), np.int32)),
+        "latents_of_one_axis": inner(latent_numbers(4, 3).reshape(-1)),
+        "latents_float": inner(latent_numbers(4, 3).astype("f4")),
+        "latents_int64": inner(latent_numbers(4, 3).astype("i8")),
+        "latents_left_over": section + b"\0",
+    }.items():
+        yield f"side_{name}", corrupt, _with(stream, Section.SIDE, other).to_bytes()
+    yield "side_latents_cut", "TruncatedStreamError", _with(stream, Section.SIDE, section[:-1]).to_bytes()
+    for minor in (0, 1, 2):
+        yield f"side_in_1_{minor}", corrupt, resealed(stream.to_bytes(), 5, bytes([minor]))
+    other = _with(stream, Section.SIDE, bytes(range(32)) + unit + latents)
+    yield "side_nowhere", "ModelNotFoundError", other.to_bytes()
+    other = _with(stream, Section.SIDE, bytes.fromhex(golden_model().digest) + unit + latents)
+    yield "side_of_another_kind", "ModelKindError", other.to_bytes()
+    unsound = Pack.from_file(MODELS / "basis.aeszpack")
+    other = _with(stream, Section.SIDE, bytes.fromhex(unsound.digest) + unit + latents)
+    yield "side_unsound", "InvalidModelError", other.to_bytes()
+    other = _with(stream, Section.SIDE, section)
+    other.shape = (4, 99)
+    yield "side_of_another_grid", corrupt, other.to_bytes()
+    integers = forced(Causal(), field(4, 9, 11), dtype="int16", transform=Transform.SIDE)
+    integers.sections[Section.SIDE] = section
+    yield "side_of_integers", corrupt, integers.to_bytes()
+
+
 def _rejected_locals() -> Iterator[tuple[str, bytes]]:
     local = forced(Local(), field(9, 10).astype("f4"))
     for name, plan in {
@@ -946,7 +1060,7 @@ def main() -> None:
         "--force", nargs="*", metavar="FOLDER", help="write folders (all) anew: only before a release"
     )
     given = parser.parse_args().force
-    versions = {"1.0": accepted, "1.1": accepted_1_1, "1.2": accepted_1_2}
+    versions = {"1.0": accepted, "1.1": accepted_1_1, "1.2": accepted_1_2, "1.3": accepted_1_3}
     folders = ("models", *versions, "reject")
     forced_folders = () if given is None else given or folders
     if set(forced_folders) - set(folders):
@@ -956,7 +1070,9 @@ def main() -> None:
     for version, streams in versions.items():
         good = {name: (stream, expectation(stream, reference)) for name, stream in streams()}
         write(HERE / version, good, version in forced_folders)
-    bad = {name: (stream, error) for name, error, stream in (*rejected(), *rejected_models())}
+    bad = {
+        name: (stream, error) for name, error, stream in (*rejected(), *rejected_models(), *rejected_sides())
+    }
     write(HERE / "reject", bad, "reject" in forced_folders)
 
 

@@ -13,7 +13,9 @@ from aesz_codec import _core, pipeline, zoo
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.packs import Pack
 from aesz_codec.predictors import Causal, Interpolation, Local, Predictor, Quantizer
+from aesz_codec.predictors.side import Basis
 from aesz_codec.stream import Coder, Section, Stream, Writer
+from aesz_codec.train.packing import write_pack
 
 __all__ = ["claimed_bytes", "golden", "header_length", "repaired", "samples"]
 
@@ -64,6 +66,23 @@ def corrected(stream: bytes, positions: list[int]) -> bytes:
     values = np.arange(len(positions)).astype(parsed.dtype)
     parsed.sections[Section.CORRECTIONS] = writer.raw(values.tobytes()).done()
     return parsed.to_bytes()
+
+
+def sided(array: np.ndarray, tolerance: float) -> bytes:
+    """Code by a basis that fits, as the encoder does."""
+    rng = np.random.default_rng(8)
+    basis = {
+        "mean": np.full(array.shape[1:], 3, np.int16),
+        "modes": rng.integers(-99, 100, (3, *array.shape[1:])).astype(np.int8),
+        "shift": np.array([2, 1, 0], np.uint8),
+    }
+    network = {"grid": list(array.shape[1:]), "mean_shift": 2, "shift": 6}
+    manifest = {"id": "basis", "kind": "basis", "licence": "CC0-1.0", "network": network}
+    pack = zoo.embed(write_pack(manifest, basis))
+    latents = rng.integers(-20, 21, (len(array), 3)).astype(np.int32)
+    there = (array + Basis.load(pack).predict(latents, 0.5, array.shape)).astype(array.dtype)
+    there[0, 2, 3:5] = np.nan
+    return pipeline.encode(there, ErrorBound("abs", tolerance), models=[pack])
 
 
 def samples() -> dict[str, bytes]:
@@ -129,6 +148,7 @@ def samples() -> dict[str, bytes]:
         out[name] = forced(frames, 0.02, predictor)
     out["static-quiet"] = encode(waves(40, 60), "abs", 0.5, "fast")
     out["static-spiky"] = encode(spiky, "abs", 0.01, "fast")
+    out["side"] = sided(frames, 0.05)
     out["corrected"] = corrected(out["plane"], [0, 17, 18, 89])
     return out
 
