@@ -50,11 +50,40 @@ def collect_interpolation(
     every: int,
     nets: LearnedNets | None = None,
 ) -> list[tuple[bytes, bytes]]: ...
+
+class Forecaster:
+    def __init__(self, lines: int, columns: int) -> None: ...
+    def add(
+        self,
+        age: int,
+        taps: npt.NDArray[np.int8],
+        weights: npt.NDArray[np.int16],
+        shift: int,
+        offset: npt.NDArray[np.int32],
+        offset_shift: int,
+    ) -> None: ...
+    def set_spread(self, spread: npt.NDArray[np.int16], shift: int) -> None: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...
+
 def encode_causal(
-    data: _Floats, mask: _Bytes | None, tolerance: float, step: float, offset: float, coder: int
+    data: _Floats,
+    mask: _Bytes | None,
+    tolerance: float,
+    step: float,
+    offset: float,
+    coder: int,
+    forecaster: Forecaster | None = None,
 ) -> tuple[bytes, bytes]: ...
 def decode_causal(
-    codes: bytes, outliers: bytes, out: _Floats, mask: _Bytes | None, step: float, offset: float, coder: int
+    codes: bytes,
+    outliers: bytes,
+    out: _Floats,
+    mask: _Bytes | None,
+    step: float,
+    offset: float,
+    coder: int,
+    forecaster: Forecaster | None = None,
 ) -> None: ...
 def encode_lossless(values: npt.NDArray[Any], dims: int, order: int) -> bytes: ...
 def decode_lossless(codes: bytes, values: npt.NDArray[Any], dims: int, order: int) -> None: ...

@@ -295,10 +295,10 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train a model from your own data",
         description="Trains a model pack from NetCDF files or Zarr stores and judges it on data that it has not seen: networks "
-        "for learned interpolation, a basis for the grid of one variable, or an autoencoder of blocks. Needs torch (pip install "
-        "'aesz-codec[train]'); an interrupted run of 'interpolation' goes on where it was.",
+        "for learned interpolation; a basis, or a forecaster, for the grid of one variable; an autoencoder of blocks. Needs torch "
+        "(pip install 'aesz-codec[train]'); an interrupted run of 'interpolation' goes on where it was.",
     )
-    train.add_argument("kind", metavar="KIND", help="interpolation, basis or autoencoder")
+    train.add_argument("kind", metavar="KIND", help="interpolation, basis, forecaster or autoencoder")
     train.add_argument("data", nargs="+", metavar="DATA", help="NetCDF files or Zarr stores to learn from")
     train.add_argument("--out", required=True, metavar="PACK", help="the pack to be written")
     train.add_argument("--id", required=True, help="name of the model: small letters, digits, '-', '_', '.'")

@@ -26,6 +26,7 @@ from .packs import Pack
 from .predictors import (
     PREDICTORS,
     SIDES,
+    Causal,
     Floats,
     Interpolation,
     Learned,
@@ -368,6 +369,8 @@ class _Lossy:
 
     def coded(self, effort: str, models: Sequence[Pack]) -> Stream:
         """Choose the predictor by bytes and code the region with it."""
+        if self.stream.transform is not Transform.NONE:  # models that know places know their values too
+            models = [model for model in models if model.kind != Causal.kind]
         predictor, codes, outliers = _smallest(self.values, self.mask, self.quantizer, effort, models)
         self.stream.method = predictor.method
         self.stream.sections[Section.PLAN] = predictor.pack(self.quantizer.step, self.quantizer.offset)
@@ -457,7 +460,8 @@ def _smallest(
     """Return the candidate that codes the values in the fewest bytes, and what it coded.
 
     Candidates are tried on a sample, those with a model last, and only where they are not far behind without it. ``max`` codes
-    the whole with the best of every kind; the others with the best of all, each handicapped by the time that it costs.
+    the whole with the best of every kind; the others with the best of all, each handicapped by the time that it costs. What codes
+    nothing but the whole has no trial.
     """
     boxes = _samples(values.shape, effort)
     samples = [_cut(values, mask, quantizer, box) for box in boxes]
@@ -488,11 +492,14 @@ def _smallest(
             best[kind] = trial
 
     learned: list[Learned] = []
+    whole: list[Predictor] = []
     for kind in PREDICTORS.values():
         rate = 8 * min((trial.size for trial in best.values()), default=0.0) / count
         usable = [model for model in models if model.kind == kind.kind]
         for candidate in kind.candidates(values.shape, effort, rate, usable):
-            if candidate.model is None:
+            if candidate.whole:
+                whole.append(candidate)
+            elif candidate.model is None:
                 attempt(candidate)
             else:
                 learned.append(cast(Learned, candidate))
@@ -519,6 +526,7 @@ def _smallest(
             others = [trial for trial in leaders if (trial.candidate.model is not None) == with_model]
             if others and others[0] is not leaders[0] and others[0].size <= _HOPELESS_MODEL * least:
                 finalists.append(others[0].candidate.final(effort))
+    finalists += [candidate.final(effort) for candidate in whole]
     # a sample that is the whole need not be coded again
     done = {trial.candidate: trial.coded[0] for trial in leaders} if count == values.size else {}
     coded: list[tuple[Predictor, bytes, bytes]] = []
@@ -725,6 +733,8 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes, find_m
     if stream.method is Method.LOCAL and len(folded) < 2:
         raise corrupt("shape", f"one axis longer than 1 in {shape}", "at least two for method 'local'")
     if stream.uses_model:
+        if stream.method is Method.CAUSAL and stream.transform is not Transform.NONE:
+            raise corrupt("transform", stream.transform.name.lower(), "none with a model of method 'causal'")
         predictor = replace(cast(Any, predictor), model=_model(stream, find_model))
     side = _Side.unpack(stream) if stream.transform is Transform.SIDE else None
     field = None if side is None else side.predicted(shape, find_model)

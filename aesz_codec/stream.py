@@ -16,7 +16,7 @@ from .errors import CorruptStreamError, TruncatedStreamError, UnsupportedFormatE
 __all__ = ["FORMAT_VERSION", "Coder", "Method", "Reader", "Section", "Stream", "Transform", "Writer"]
 
 MAGIC = b"AESZ"
-FORMAT_VERSION = (1, 3)  # the newest that is read; a stream is marked with the least that has what it uses
+FORMAT_VERSION = (1, 4)  # the newest that is read; a stream is marked with the least that has what it uses
 MODES = ("lossless", "abs", "range_rel", "pw_rel")  # by their number in the format
 DTYPES = tuple(
     np.dtype(name)
@@ -79,6 +79,7 @@ _COUNTS = {
     1: (6, 4, 8),
     2: (6, 4, 9),
     3: (6, 5, 10),
+    4: (6, 5, 10),
 }  # methods, transforms and section tags by minor version
 
 
@@ -223,12 +224,15 @@ class Stream:
     @property
     def uses_model(self) -> bool:
         """Whether the values are predicted by a model, by the plan; the section ``model`` names its pack."""
+        at = {Method.INTERPOLATION: 17, Method.CAUSAL: 16}.get(self.method, 0)
         plan = self.sections.get(Section.PLAN, b"")
-        return self.method is Method.INTERPOLATION and len(plan) > 17 and bool(plan[17] & 16)
+        return at > 0 and len(plan) > at and bool(plan[at] & 16)
 
     @property
     def minor(self) -> int:
         """The least minor version that has what the stream uses."""
+        if self.uses_model and self.method is Method.CAUSAL:
+            return 4
         if self.transform is Transform.SIDE:
             return 3
         if self.uses_model:

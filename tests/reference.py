@@ -125,6 +125,9 @@ def decode(stream: bytes, find_model: Callable[[str], Any] | None = None) -> np.
     if method == INTERPOLATION and len(sections.get(PLAN, b"")) > 17 and sections[PLAN][17] & 16:
         require(minor > 1 and len(sections.get(MODEL, b"")) == 32, "model")
         sections[MODEL] = _model(sections[MODEL].hex(), find_model, "interpolation")
+    if method == CAUSAL and len(sections.get(PLAN, b"")) > 16 and sections[PLAN][16] & 16:
+        require(minor > 3 and transform == NO_TRANSFORM and len(sections.get(MODEL, b"")) == 32, "model")
+        sections[MODEL] = _model(sections[MODEL].hex(), find_model, "forecaster")
     if transform == SIDE:
         sections[SIDE_SECTION] = functools.partial(
             _side_prediction, sections.get(SIDE_SECTION, b""), find_model
@@ -216,8 +219,10 @@ def _region(
     loop = ClosedLoop(kind, shape, labels, codes, np.frombuffer(outliers, kind))
     if method == INTERPOLATION:
         decode_interpolation(loop, plan, sections.get(MODEL) if len(plan) > 17 and plan[17] & 16 else None)
+    elif method == CAUSAL:
+        decode_causal(loop, plan, sections.get(MODEL) if len(plan) > 16 and plan[16] & 16 else None)
     else:
-        {CAUSAL: decode_causal, LOCAL: decode_local}[method](loop, plan)
+        decode_local(loop, plan)
     loop.finish()
     require(loop.outliers_used == loop.outliers.size, "outliers left over")
     result = loop.values
@@ -1205,14 +1210,15 @@ TAPS = (
 BASES = (0, 2, 8, 15)
 
 
-def decode_causal(loop: ClosedLoop, plan: bytes) -> None:
-    require(len(plan) == 17 and plan[16] < 4, "plan")
+def decode_causal(loop: ClosedLoop, plan: bytes, model: Any = None) -> None:
+    require(len(plan) == 17 and plan[16] in (0, 1, 2, 3, 16, 18, 19), "plan")
     step, offset, coder = struct.unpack("<ddB", plan)
-    loop.choose(coder)
+    loop.choose(coder & 3)
     require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
     shape, strides, codes = loop.shape, loop.strides, loop.remembered
     taps = [tuple(tap) for tap in TAPS if len(tap) <= len(shape)]
-    weights = [0] + [loop.weight(0) for _ in taps[1:]]
+    forecaster = None if model is None else Forecaster(model, tuple(shape), step)
+    weights = [0] + [loop.weight(0) for _ in taps[1:] if forecaster is None]
 
     def place(c: tuple[int, ...], back: tuple[int, ...]) -> int | None:
         """Distance to the place `back` (last axis first), None if it is outside."""
@@ -1224,6 +1230,8 @@ def decode_causal(loop: ClosedLoop, plan: bytes) -> None:
         return distance if len(back) <= len(shape) else None
 
     def predict(at: int, c: tuple[int, ...]) -> float:
+        if forecaster is not None:
+            return forecaster.predict(loop.v, at, c)
         places = [place(c, tap) for tap in taps]
         base = next((b for b in BASES if b < len(taps) and places[b] is not None), None)
         prediction = offset
@@ -1246,6 +1254,8 @@ def decode_causal(loop: ClosedLoop, plan: bytes) -> None:
         north, northeast, plane = code(0, 1), code(-1, 1), code(0, 0, 1)
         expected = 4 * abs(north) + abs(code(1, 1)) + 2 * abs(northeast)
         expected += abs(code(0, 2)) + 3 * abs(plane) + abs(code(-1, 0, 1))
+        if forecaster is not None:
+            expected += forecaster.spread[c[-2:]]
         return expected, 8 * abs(north) + 8 * abs(northeast), 16 * abs(plane), north, 6
 
     places = list(enumerate(itertools.product(*map(range, shape))))
@@ -1263,6 +1273,38 @@ def decode_causal(loop: ClosedLoop, plan: bytes) -> None:
         expected += 5 * abs(west) + abs(ww)
         if loop.visit(at, predict(at, c), step, (expected, near, other, west, north, group)):
             west, ww = codes[at], west
+
+
+# 20. Forecasters -------------------------------------------------------------------------------------------
+
+
+class Forecaster:
+    """The weights of a pack for one shape (docs/packs.md, section 3)."""
+
+    def __init__(self, pack: Any, shape: tuple[int, ...], step: float) -> None:
+        network, tensors = plain(pack.manifest["network"]), pack.tensors
+        self.grid = self.lines, self.columns = tuple(network["grid"])
+        require(len(shape) in (2, 3) and shape[-2:] == self.grid, "grid")
+        self.ages = network["ages"]
+        self.sets = [
+            [tensors[f"{name}{s}"] for name in ("taps", "weights", "offset")] for s in range(len(self.ages))
+        ]
+        self.unit, self.offset_unit = 2.0 ** -network["shift"], 2.0 ** -network["offset_shift"]
+        spread_unit = 2.0 ** -network["spread_shift"]
+        self.spread = {
+            place: math.floor(min(int(tensors["spread"][place]) * spread_unit / step, 4095.0))
+            for place in itertools.product(range(self.lines), range(self.columns))
+        }
+
+    def predict(self, values: Any, at: int, c: tuple[int, ...]) -> float:
+        t, y, x = (0, *c)[-3:]
+        taps, weights, offset = self.sets[max(s for s, age in enumerate(self.ages) if age <= t)]
+        prediction = int(offset[y, x]) * self.offset_unit
+        for k, (a, b, d) in enumerate(taps.tolist()):
+            if 0 <= y - b < self.lines and 0 <= x - d < self.columns:
+                value = float(values[at - (a * self.lines + b) * self.columns - d])
+                prediction = prediction + (int(weights[k, y, x]) * self.unit) * value
+        return prediction
 
 
 # 12. Label codes -------------------------------------------------------------------------------------------

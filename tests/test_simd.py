@@ -144,3 +144,37 @@ def test_learned_interpolation_gives_the_same_bits_at_every_level():
             layers = [layer.packed() for layer in network.layers]
             nets.append(_core.Mlp(layers, network.input.lo, network.input.hi, level))
         assert list(names["coded"](_core.LearnedNets(nets))) == expected, _core.network_levels()[level]
+
+
+FORECASTS = """
+import hashlib, sys
+import numpy as np
+from aesz_codec.packs import Pack
+from aesz_codec.predictors import Causal, Quantizer
+from aesz_codec.stream import Coder
+
+rng = np.random.default_rng(13)
+for name, shape in (("forecaster", (6, 9, 11)), ("forecaster", (9, 11)), ("forecaster_narrow", (7, 3, 2))):
+    pack = Pack.from_file(sys.argv[1] + "/" + name + ".aeszpack")
+    for dtype in ("f4", "f8"):
+        for step in (1.0, 0.01, 1e-5):
+            array = np.cumsum(rng.normal(size=shape), -1).astype(dtype)
+            array[..., 1:][rng.random(array[..., 1:].shape) < 0.01] = 1e30
+            mask = (rng.random(shape) < 0.1).astype("u1")
+            for labels in (None, mask):
+                for coder in (Coder.ADAPTIVE, Coder.STATIC, Coder.MIXED):
+                    predictor = Causal(coder, pack)
+                    codes, outliers = predictor.encode(array, labels, Quantizer(step / 2, step, 0.25))
+                    out = np.zeros_like(array)
+                    predictor.decode(codes, outliers, out, labels, step, 0.25)
+                    print(hashlib.sha256(codes + outliers + out.tobytes()).hexdigest())
+"""
+
+
+def test_forecasters_give_the_same_bits():
+    def run(simd):
+        env = {**os.environ, "AESZ_SIMD": simd}
+        command = [sys.executable, "-c", FORECASTS, str(MODEL.parent)]
+        return subprocess.run(command, env=env, capture_output=True, check=True).stdout.split()
+
+    assert run("1") == run("0") and len(set(run("1"))) == 108

@@ -194,3 +194,31 @@ def test_a_basis_from_files(tmp_path, capsys):
     assert dict(variable) == {"short_name": "t2m", "standard_name": "air_temperature", "units": "K"}
     assert pack.manifest["grid"] == zoo.grid_hash(60.0 - np.arange(10), np.arange(14.0))
     assert all(row["with"] < 0.7 * row["without"] for row in pack.manifest["rates"])
+
+
+def test_a_forecaster_from_files(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    share, mean = rng.uniform(0.1, 0.8, (6, 9)), rng.normal(1e5, 500, (6, 9))
+    for name, frames in (("past", 1500), ("future", 200)):
+        values, field = np.zeros((6, 9)), np.empty((frames, 6, 9))
+        for t in range(frames):
+            values = share * np.roll(values, 1, 1) + (0.9 - share) * values + rng.normal(0, 20, (6, 1))
+            field[t] = mean + values
+        field[rng.random(field.shape) < 0.001] = np.nan
+        xr.Dataset(
+            {"msl": (("time", "lat", "lon"), field.astype("f4"), {"units": "Pa"})},
+            {"lat": 60.0 - np.arange(6), "lon": np.arange(9.0)},
+        ).to_netcdf(tmp_path / f"{name}.nc")
+    out = tmp_path / "msl.aeszpack"
+    command = ["train", "forecaster", str(tmp_path / "past.nc"), "--out", str(out), "--licence", "CC0-1.0"]
+    command += ["--id", "msl-here", "--variable", "msl", "--validate", str(tmp_path / "future.nc")]
+    assert main([*command, "--bound", "abs=2", "--bound", "range_rel=1e-3"]) == 0
+    assert "Pays for itself" in capsys.readouterr().out
+    pack = Pack.from_file(out)
+    assert pack.kind == "forecaster" and pack.manifest["grid"] == zoo.grid_hash(
+        60.0 - np.arange(6), np.arange(9.0)
+    )
+    assert len(pack.manifest["rates"]) == 2
+    assert all(row["with"] < 0.9 * row["without"] for row in pack.manifest["rates"])
+    assert main([*command[:2], str(tmp_path / "future.nc"), *command[3:], "--bound", "abs=2"]) == 2
+    assert "frames with" in capsys.readouterr().err

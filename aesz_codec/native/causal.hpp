@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "closed_loop.hpp"
+#include "forecaster.hpp"
 #include "kernels.hpp"
 #include "least_squares.hpp"
 
@@ -29,24 +30,106 @@ struct CausalPlan {
     Shape shape;
     double step = 0;
     double offset = 0;  // prediction of the first value
+    const Forecaster* forecaster = nullptr;
 };
 
+// What causal predictors share: lines in C order and the contexts of their codes.
 template <class T, class Codes>
-class CausalCoder : ClosedLoop<T, Codes> {
+class CausalLoop : protected ClosedLoop<T, Codes> {
     using Base = ClosedLoop<T, Codes>;
-    using Base::chunk_, Base::coder_;
 
   public:
     using Base::unused_outliers;
 
-    CausalCoder(const CausalPlan& plan, Chunk<T>& chunk, Codes& coder)
+  protected:
+    using Base::chunk_, Base::coder_;
+
+    CausalLoop(const CausalPlan& plan, Chunk<T>& chunk, Codes& coder)
         : Base(chunk, coder),
           plan_(plan),
           codes_(static_cast<std::size_t>(plan.shape.size)),
-          taps_(kTapsOf[plan.shape.n]),
           sums_(width()),
           partial_(width()),
-          code_(width()) {
+          code_(width()) {}
+
+    std::size_t width() const { return static_cast<std::size_t>(plan_.shape.dim[static_cast<std::size_t>(plan_.shape.n - 1)]); }
+
+    Coordinates coordinates(int64_t at) const {
+        Coordinates c{};
+        for (std::size_t a = 0; a < static_cast<std::size_t>(plan_.shape.n); ++a)
+            c[a] = at / plan_.shape.step[a] % plan_.shape.dim[a];
+        return c;
+    }
+
+    // Calls `predict(at, c)` for every line; it calls `settle(at, i, prediction)` for every value of the line, in order.
+    template <class Predict>
+    void lines(const Predict& predict, const std::vector<uint16_t>& spread = {}) {
+        const int64_t n = static_cast<int64_t>(width());
+        for (int64_t at = 0; at < plan_.shape.size; at += n) {
+            const Coordinates c = coordinates(at);
+            gather(at, c);
+            if (!spread.empty()) add_spread(spread.data() + at % static_cast<int64_t>(spread.size()));
+            const CodeLine codes{sums_, kGroups - 1, 5, false, this->mask_at(at), 1, n};
+            if constexpr (Codes::decoding) coder_.line(codes, code_.data());
+            predict(at, c);
+            if constexpr (!Codes::decoding) coder_.line(codes, code_.data());
+        }
+    }
+
+    void settle(int64_t at, int64_t i, double prediction) {
+        const int64_t here = at + i;
+        if (this->masked(here)) {
+            chunk_.out[here] = static_cast<T>(prediction);
+            return;
+        }
+        int32_t& code = code_[static_cast<std::size_t>(i)];
+        if constexpr (!Codes::decoding) code = quantize<T>(chunk_.data[here], prediction, plan_.step, inverse_, chunk_.tolerance);
+        Base::settle(here, prediction, plan_.step, code, chunk_.out[here], codes_[static_cast<std::size_t>(here)]);
+    }
+
+    const CausalPlan& plan_;
+
+  private:
+    // What is known of the magnitudes of a line's codes before any code is: counts like that of neighbours.
+    void add_spread(const uint16_t* spread) {
+        for (std::size_t i = 0; i < width(); ++i) {
+            if constexpr (Codes::narrow)
+                sums_.narrow[i] = static_cast<uint16_t>(sums_.narrow[i] + spread[i]);
+            else
+                sums_.expected[i] += spread[i];
+        }
+    }
+
+    void gather(int64_t at, const Coordinates& c) {
+        const Shape& shape = plan_.shape;
+        const int inner = shape.n - 1;
+        const int16_t* codes = codes_.data() + at;
+        const auto before = [&](int axis, int64_t lines) -> const int16_t* {
+            if (axis < 0 || c[static_cast<std::size_t>(axis)] < lines) return nullptr;
+            return codes - lines * shape.step[static_cast<std::size_t>(axis)];
+        };
+        const auto gather_all = Codes::narrow ? gather_causal_narrow : gather_causal;
+        gather_all(before(inner - 1, 1), before(inner - 1, 2), before(inner - 2, 1), static_cast<int64_t>(width()), sums_);
+    }
+
+    const double inverse_ = 1.0 / plan_.step;
+    std::vector<int16_t> codes_;  // signed, clipped; 0 where masked or not yet coded
+    LineSums sums_;
+
+  protected:
+    std::vector<double> partial_;
+
+  private:
+    std::vector<int32_t> code_;
+};
+
+template <class T, class Codes>
+class CausalCoder : public CausalLoop<T, Codes> {
+    using Base = CausalLoop<T, Codes>;
+    using Base::chunk_, Base::coder_, Base::plan_, Base::partial_;
+
+  public:
+    CausalCoder(const CausalPlan& plan, Chunk<T>& chunk, Codes& coder) : Base(plan, chunk, coder), taps_(kTapsOf[plan.shape.n]) {
         for (int k = 0; k < taps_; ++k)
             for (int a = 0; a < plan.shape.n; ++a)
                 offset_[k] -= kCausalTaps[k].back[a] * plan.shape.step[static_cast<std::size_t>(plan.shape.n - 1 - a)];
@@ -58,24 +141,10 @@ class CausalCoder : ClosedLoop<T, Codes> {
             weights_[k] = coder_.code_integer(Codes::decoding ? 0 : weights_[k]);
             if (weights_[k] < -4096 || weights_[k] > 4096) throw CorruptStream("a causal weight is out of range");
         }
-        const Shape& shape = plan_.shape;
-        const int64_t n = static_cast<int64_t>(width());
-        for (int64_t at = 0; at < shape.size; at += n) {
-            const auto c = coordinates(at);
-            line(at, c);
-        }
+        this->lines([this](int64_t at, const Coordinates& c) { line(at, c); });
     }
 
   private:
-    std::size_t width() const { return static_cast<std::size_t>(plan_.shape.dim[static_cast<std::size_t>(plan_.shape.n - 1)]); }
-
-    Coordinates coordinates(int64_t at) const {
-        Coordinates c{};
-        for (std::size_t a = 0; a < static_cast<std::size_t>(plan_.shape.n); ++a)
-            c[a] = at / plan_.shape.step[a] % plan_.shape.dim[a];
-        return c;
-    }
-
     uint32_t neighbours(const Coordinates& c) const {
         uint32_t flags = 0;
         for (int k = 0; k < taps_; ++k) {
@@ -112,32 +181,17 @@ class CausalCoder : ClosedLoop<T, Codes> {
     }
 
     void line(int64_t at, Coordinates c) {
-        const int64_t n = static_cast<int64_t>(width()), low = std::min<int64_t>(2, n), high = std::max(low, n - 2);
+        const int64_t n = static_cast<int64_t>(this->width()), low = std::min<int64_t>(2, n), high = std::max(low, n - 2);
         const std::size_t inner = static_cast<std::size_t>(plan_.shape.n - 1);
-        const double inverse = 1.0 / plan_.step;
-        gather(at, c);
-        const CodeLine codes{sums_, kGroups - 1, 5, false, this->mask_at(at), 1, n};
-        if constexpr (Codes::decoding) coder_.line(codes, code_.data());
-        auto settle = [&](int64_t i, double prediction) {
-            const int64_t here = at + i;
-            if (this->masked(here)) {
-                chunk_.out[here] = static_cast<T>(prediction);
-                return;
-            }
-            int32_t& code = code_[static_cast<std::size_t>(i)];
-            if constexpr (!Codes::decoding)
-                code = quantize<T>(chunk_.data[here], prediction, plan_.step, inverse, chunk_.tolerance);
-            this->settle(here, prediction, plan_.step, code, chunk_.out[here], codes_[static_cast<std::size_t>(here)]);
-        };
         const T* out = chunk_.out + at;
         auto edge = [&](int64_t i) {
             c[inner] = i;
-            if (!set_coefficients(neighbours(c))) return settle(i, plan_.offset);
+            if (!set_coefficients(neighbours(c))) return this->settle(at, i, plan_.offset);
             predict_from_lines_before(at, i, i + 1);
             double prediction = partial_[static_cast<std::size_t>(i)];
             if (i >= 2) prediction += coefficient_[1] * static_cast<double>(out[i - 2]);
             if (i >= 1) prediction += coefficient_[0] * static_cast<double>(out[i - 1]);
-            settle(i, prediction);
+            this->settle(at, i, prediction);
         };
         for (int64_t i = 0; i < low; ++i) edge(i);
         if (high > low) {
@@ -146,23 +200,11 @@ class CausalCoder : ClosedLoop<T, Codes> {
             predict_from_lines_before(at, low, high);
             const double west = coefficient_[0], west_west = coefficient_[1];
             for (int64_t i = low; i < high; ++i)
-                settle(i, partial_[static_cast<std::size_t>(i)] + west_west * static_cast<double>(out[i - 2]) +
-                              west * static_cast<double>(out[i - 1]));
+                this->settle(at, i,
+                             partial_[static_cast<std::size_t>(i)] + west_west * static_cast<double>(out[i - 2]) +
+                                 west * static_cast<double>(out[i - 1]));
         }
         for (int64_t i = high; i < n; ++i) edge(i);
-        if constexpr (!Codes::decoding) coder_.line(codes, code_.data());
-    }
-
-    void gather(int64_t at, const Coordinates& c) {
-        const Shape& shape = plan_.shape;
-        const int inner = shape.n - 1;
-        const int16_t* codes = codes_.data() + at;
-        const auto before = [&](int axis, int64_t lines) -> const int16_t* {
-            if (axis < 0 || c[static_cast<std::size_t>(axis)] < lines) return nullptr;
-            return codes - lines * shape.step[static_cast<std::size_t>(axis)];
-        };
-        const auto gather_all = Codes::narrow ? gather_causal_narrow : gather_causal;
-        gather_all(before(inner - 1, 1), before(inner - 1, 2), before(inner - 2, 1), static_cast<int64_t>(width()), sums_);
     }
 
     // Encoder: weights from the original, as if its values carried the quantizer's noise.
@@ -206,15 +248,58 @@ class CausalCoder : ClosedLoop<T, Codes> {
         fit_weights({m, chunk_.tolerance, 3, 1e-6, 8 * m + 1, true}, samples, prior, lorenzo, weights_ + 1);
     }
 
-    const CausalPlan& plan_;
-    std::vector<int16_t> codes_;  // signed, clipped; 0 where masked or not yet coded
     int taps_;
     int64_t offset_[kMaxTaps] = {};
     int32_t weights_[kMaxTaps] = {};  // in 1/256; that of the base is not used
     double coefficient_[kMaxTaps] = {};
-    LineSums sums_;
-    std::vector<double> partial_;
-    std::vector<int32_t> code_;
+};
+
+// The same loop with the weights of a model: its own for every point of the grid.  docs/format.md, section 20.
+template <class T, class Codes>
+class ForecastCoder : public CausalLoop<T, Codes> {
+    using Base = CausalLoop<T, Codes>;
+    using Base::chunk_, Base::plan_, Base::partial_;
+
+  public:
+    ForecastCoder(const CausalPlan& plan, Chunk<T>& chunk, Codes& coder)
+        : Base(plan, chunk, coder), spread_(plan.forecaster->spread(plan.step)) {}
+
+    // The last axes of the shape are the grid of the forecaster, whose first set has the age 0.
+    void run() {
+        this->lines([this](int64_t at, const Coordinates& c) { line(at, c); }, spread_);
+    }
+
+  private:
+    void line(int64_t at, const Coordinates& c) {
+        const Shape& shape = plan_.shape;
+        const int64_t n = static_cast<int64_t>(this->width()), frame = shape.n > 2 ? c[0] : 0;
+        const int64_t y = c[static_cast<std::size_t>(shape.n - 2)];
+        const int64_t lines = shape.dim[static_cast<std::size_t>(shape.n - 2)];
+        const Forecaster::Set& set = plan_.forecaster->at(frame);
+        const T* out = chunk_.out + at;
+        std::copy_n(set.offset.data() + y * n, n, partial_.data());
+        const float* weight = set.weight.data() + y * n;
+        for (std::size_t k = 0; k < set.before; ++k, weight += lines * n) {
+            const Forecaster::Tap& tap = set.taps[k];
+            if (y - tap.lines < 0 || y - tap.lines >= lines) continue;
+            const int64_t from = std::max<int64_t>(0, tap.columns), to = std::min<int64_t>(n, n + tap.columns);
+            if (from < to)
+                add_products(out - (tap.frames * lines + tap.lines) * n - tap.columns + from, weight + from, to - from,
+                             partial_.data() + from);
+        }
+        for (int64_t i = 0; i < n; ++i) {
+            double prediction = partial_[static_cast<std::size_t>(i)];
+            for (std::size_t k = set.before; k < set.taps.size(); ++k) {
+                const int64_t back = set.taps[k].columns;
+                if (i < back) continue;
+                const float w = weight[static_cast<int64_t>(k - set.before) * lines * n + i];
+                prediction += static_cast<double>(w) * static_cast<double>(out[i - back]);
+            }
+            this->settle(at, i, prediction);
+        }
+    }
+
+    std::vector<uint16_t> spread_;
 };
 
 }  // namespace aesz

@@ -114,6 +114,12 @@ AESZ_TARGET void add_taps(const T* line, const int64_t* offset, const double* co
     }
 }
 
+// A tap with a weight of its own for every point.
+template <class T>
+AESZ_TARGET void add_products(const T* x, const float* weight, int64_t count, double* AESZ_RESTRICT out) {
+    for (int64_t i = 0; i < count; ++i) out[i] += static_cast<double>(weight[i]) * static_cast<double>(x[i]);
+}
+
 AESZ_TARGET inline void gather_causal(const int16_t* north, const int16_t* north2, const int16_t* plane, int64_t count,
                                       uint32_t* AESZ_RESTRICT expected, uint32_t* AESZ_RESTRICT near,
                                       uint32_t* AESZ_RESTRICT other, int32_t* AESZ_RESTRICT norths) {

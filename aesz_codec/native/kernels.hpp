@@ -104,6 +104,12 @@ void add_taps(const T* line, const int64_t* offset, const double* coefficient, i
           : portable::add_taps(line, offset, coefficient, taps, count, out);
 }
 
+// The same for one tap that has a weight for every point.
+template <class T>
+void add_products(const T* x, const float* weight, int64_t count, double* out) {
+    kAvx2 ? avx2::add_products(x, weight, count, out) : portable::add_products(x, weight, count, out);
+}
+
 // The causal predictor's contexts; a line that is not there is null.
 inline void gather_causal(const int16_t* north, const int16_t* north2, const int16_t* plane, int64_t count, LineSums& sums) {
     const auto run = kAvx2 ? avx2::gather_causal : portable::gather_causal;

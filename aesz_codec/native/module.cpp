@@ -199,17 +199,35 @@ void decode_interpolation(nb::bytes codes, nb::bytes outliers, Output<T> out, Ma
 template <class Array>
 CausalPlan causal_plan(const Array& array, double step, double offset) {
     if (!(step > 0)) throw std::invalid_argument("step out of range");
-    return {shape_of(array), step, offset};
+    return {shape_of(array), step, offset, nullptr};
+}
+
+void take_forecaster(CausalPlan& plan, const Forecaster* forecaster, int coder) {
+    if (coder_kind(coder) == CoderKind::adaptive_zeros) throw CorruptStream("a forecaster does not go together with this coder");
+    const Shape& shape = plan.shape;
+    if (forecaster->empty() || shape.n < 2 || shape.n > 3 ||
+        shape.dim[static_cast<std::size_t>(shape.n - 2)] != forecaster->lines() ||
+        shape.dim[static_cast<std::size_t>(shape.n - 1)] != forecaster->columns())
+        throw CorruptStream("the forecaster is for another grid");
+    plan.forecaster = forecaster;
 }
 
 template <class T>
-nb::tuple encode_causal(Input<T> data, Mask mask, double tolerance, double step, double offset, int coder) {
-    return encode_with<T, CausalCoder>(causal_plan(data, step, offset), coder, data, mask, tolerance);
+nb::tuple encode_causal(Input<T> data, Mask mask, double tolerance, double step, double offset, int coder,
+                        const Forecaster* forecaster) {
+    CausalPlan plan = causal_plan(data, step, offset);
+    if (!forecaster) return encode_with<T, CausalCoder>(plan, coder, data, mask, tolerance);
+    take_forecaster(plan, forecaster, coder);
+    return encode_with<T, ForecastCoder>(plan, coder, data, mask, tolerance);
 }
 
 template <class T>
-void decode_causal(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, int coder) {
-    decode_with<T, CausalCoder>(causal_plan(out, step, offset), coder, codes, outliers, out, mask);
+void decode_causal(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, int coder,
+                   const Forecaster* forecaster) {
+    CausalPlan plan = causal_plan(out, step, offset);
+    if (!forecaster) return decode_with<T, CausalCoder>(plan, coder, codes, outliers, out, mask);
+    take_forecaster(plan, forecaster, coder);
+    decode_with<T, ForecastCoder>(plan, coder, codes, outliers, out, mask);
 }
 
 template <class Array>
@@ -451,6 +469,33 @@ void bind_learned(nb::module_& m) {
     });
 }
 
+void add_to_forecaster(Forecaster& forecaster, int64_t age, Input<int8_t> taps, Input<int16_t> weights, int shift,
+                       Input<int32_t> offset, int offset_shift) {
+    const auto lines = static_cast<std::size_t>(forecaster.lines()), columns = static_cast<std::size_t>(forecaster.columns());
+    check(taps.ndim() == 2 && taps.shape(1) == 3, "taps that are not rows of three");
+    check(weights.ndim() == 3 && weights.shape(0) == taps.shape(0) && weights.shape(1) == lines && weights.shape(2) == columns,
+          "weights of another shape than taps x grid");
+    check(offset.ndim() == 2 && offset.shape(0) == lines && offset.shape(1) == columns,
+          "an offset of another shape than the grid");
+    forecaster.add(age, taps.data(), static_cast<int64_t>(taps.shape(0)), weights.data(), shift, offset.data(), offset_shift);
+}
+
+void set_spread(Forecaster& forecaster, Input<int16_t> spread, int shift) {
+    check(spread.ndim() == 2 && spread.shape(0) == static_cast<std::size_t>(forecaster.lines()) &&
+              spread.shape(1) == static_cast<std::size_t>(forecaster.columns()),
+          "a spread of another shape than the grid");
+    forecaster.set_spread(spread.data(), shift);
+}
+
+void bind_forecaster(nb::module_& m) {
+    nb::class_<Forecaster>(m, "Forecaster")
+        .def(nb::init<int64_t, int64_t>(), nb::arg("lines"), nb::arg("columns"))
+        .def("add", &add_to_forecaster, nb::arg("age"), nb::arg("taps").noconvert(), nb::arg("weights").noconvert(),
+             nb::arg("shift"), nb::arg("offset").noconvert(), nb::arg("offset_shift"))
+        .def("set_spread", &set_spread, nb::arg("spread").noconvert(), nb::arg("shift"))
+        .def_prop_ro("grid", [](const Forecaster& self) { return nb::make_tuple(self.lines(), self.columns()); });
+}
+
 void bind_networks(nb::module_& m) {
     nb::class_<Dense>(m, "Dense")
         .def(nb::new_(&make_dense), nb::arg("weight").noconvert(), nb::arg("bias").noconvert(),
@@ -518,14 +563,15 @@ void bind_floating(nb::module_& m) {
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"),
           nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"), nb::arg("nets").none() = nb::none());
     m.def("encode_causal", &encode_causal<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),
-          nb::arg("step"), nb::arg("offset"), nb::arg("coder"));
+          nb::arg("step"), nb::arg("offset"), nb::arg("coder"), nb::arg("forecaster").none() = nb::none());
     m.def("encode_local", &encode_local<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),
           nb::arg("step"), nb::arg("offset"));
     m.def("decode_local", &decode_local<T>, nb::arg("codes"), nb::arg("out").noconvert(), nb::arg("mask").none(), nb::arg("step"),
           nb::arg("offset"));
     m.def("within", &within<T>, nb::arg("original").noconvert(), nb::arg("reconstruction").noconvert(), nb::arg("tolerance"));
     m.def("decode_causal", &decode_causal<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
-          nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("coder"));
+          nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("coder"),
+          nb::arg("forecaster").none() = nb::none());
 }
 
 template <class U>
@@ -550,6 +596,7 @@ NB_MODULE(_core, m) {
     m.def("decode_labels", &decode_labels, nb::arg("codes"), nb::arg("labels").noconvert());
     bind_networks(m);
     bind_learned(m);
+    bind_forecaster(m);
     m.def("encode_weights", &encode_weights, nb::arg("values").noconvert());
     m.def("decode_weights", &decode_weights, nb::arg("codes"), nb::arg("out").noconvert(), nb::arg("lowest"), nb::arg("highest"));
     m.def("exp2_into", &exp2_into, nb::arg("x").noconvert(), nb::arg("out").noconvert());

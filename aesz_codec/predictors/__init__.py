@@ -83,6 +83,10 @@ class Predictor(Protocol):
     def model(self) -> Pack | None:
         """The pack that this choice uses."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether this choice codes nothing but the whole array, so that no trial on a part tells what it is worth."""
+
     @classmethod
     def candidates(
         cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
@@ -141,7 +145,7 @@ class Learned(Predictor, Protocol):
 
 
 PREDICTORS: dict[Method, type[Predictor]] = {p.method: p for p in (Interpolation, Causal, Local)}
-LEARNED: dict[str, type[Learned]] = {"interpolation": Interpolation}
+LEARNED: dict[str, type[Learned]] = {"interpolation": Interpolation, "forecaster": Causal}
 """By the kind of pack that they take."""
 
 

@@ -89,6 +89,7 @@ class Interpolation:
 
     method: ClassVar[Method] = Method.INTERPOLATION
     kind: ClassVar[str | None] = "interpolation"
+    whole: ClassVar[bool] = False
 
     @classmethod
     def candidates(

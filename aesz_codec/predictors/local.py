@@ -40,6 +40,7 @@ class Local:
     method: ClassVar[Method] = Method.LOCAL
     kind: ClassVar[str | None] = None
     model: ClassVar[Pack | None] = None
+    whole: ClassVar[bool] = False
 
     @classmethod
     def candidates(

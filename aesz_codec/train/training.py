@@ -23,6 +23,7 @@ from ..errors import InvalidConfigError, InvalidModelError
 from ..packs import Pack
 from ..predictors.side import Basis
 from .basis import fit as fit_basis
+from .forecaster import fit as fit_forecaster
 from .packing import write_pack
 from .points import KINDS, Samples, collect, export, fit
 
@@ -120,7 +121,7 @@ def train(
     Parameters
     ----------
     kind : str
-        ``basis``, or one of `aesz_codec.train.points.KINDS`.
+        ``basis``, ``forecaster``, or one of `aesz_codec.train.points.KINDS`.
     sources : sequence of paths
         NetCDF files or Zarr stores. Of the floating-point variables, those named by `variables`, or all with two axes or more.
     out : path
@@ -129,7 +130,8 @@ def train(
     applies_to : sequence of dict
         Key ``variables`` of the manifest; empty: any variable.
     bounds : sequence of ErrorBound
-        ``abs`` or ``range_rel`` (of each chunk); the networks learn all of them.
+        ``abs`` or ``range_rel`` (of each chunk; for a forecaster, of all frames); networks learn all of them, a forecaster
+        their mean square.
     validate : sequence of paths
         Judged, not learned from. Without any, the last chunk of every source that has more than one.
     hidden, steps, count, seed
@@ -146,7 +148,8 @@ def train(
     InvalidModelError
         If there is nothing to learn from: only NaN, or constant.
     """
-    known = (*KINDS, Basis.kind)
+    fields = (Basis.kind, "forecaster")  # of one variable on one grid
+    known = (*KINDS, *fields)
     if kind not in known:
         raise InvalidConfigError.at(
             "kind",
@@ -165,9 +168,12 @@ def train(
             unseen += [(str(source), name, chunk) for chunk in chunks[:2]]
     slots: dict[int, tuple[int, float, float]] = {}
     grid: str | None = None
-    if kind == Basis.kind:
-        frames, variable, grid = _frames(sources, variables, unseen if not validate else None, progress)
-        network, tensors = fit_basis(frames, modes)
+    if kind in fields:
+        frames, variable, grid = _frames(kind, sources, variables, unseen if not validate else None, progress)
+        if kind == Basis.kind:
+            network, tensors = fit_basis(frames, modes)
+        else:
+            network, tensors = fit_forecaster(frames, [_tolerance(bound, frames) for bound in bounds])
         applies_to = applies_to or [variable]
     else:
         samples = _samples(
@@ -185,7 +191,7 @@ def train(
         "training": {
             "data": sorted({Path(source).name for source in sources}),
             "bounds": [f"{bound.mode} {bound.value!r}" for bound in bounds],
-            **({} if kind == Basis.kind else {"seed": seed, "steps": steps}),
+            **({} if kind in fields else {"seed": seed, "steps": steps}),
         },
     }
     judged = tuple(_judged(Pack.from_bytes(write_pack(manifest, tensors)), unseen, bounds, progress))
@@ -206,7 +212,19 @@ def train(
     return TrainingReport(Pack.from_bytes(data), path, slots, judged)
 
 
+def _tolerance(bound: ErrorBound, frames: Sequence[Array]) -> float:
+    assert bound.value is not None
+    if bound.mode == "abs":
+        return bound.value
+    low, high = (
+        [float(of(part[np.isfinite(part)], initial=start)) for part in frames]
+        for of, start in ((np.min, np.inf), (np.max, -np.inf))
+    )
+    return bound.value * max(0.0, max(high) - min(low))
+
+
 def _frames(
+    kind: str,
     sources: Sequence[Source],
     variables: Sequence[str],
     unseen: list[tuple[str, str, Array]] | None,
@@ -231,7 +249,7 @@ def _frames(
         raise InvalidConfigError.at(
             "variable",
             found=", ".join(sorted(known)) or "none",
-            expected="one for a basis",
+            expected=f"one for a {kind}",
             remedy="name it with --variable",
         )
     ((name, (properties, grid)),) = known.items()

@@ -1,6 +1,6 @@
 """Write the golden streams: ``python tests/golden/make_golden.py [--force [FOLDER ...]]``.
 
-``1.0/`` to ``1.3/`` hold streams of those format versions and ``index.json`` what they decode to; ``reject/`` holds
+``1.0/`` to ``1.4/`` hold streams of those format versions and ``index.json`` what they decode to; ``reject/`` holds
 streams that must fail and the name of the error; ``models/`` holds the packs that streams of both name.  Files that are there
 stay as they are: a released stream is decoded forever.  ``--force`` writes a folder (without one: all) anew, which is right
 only for a format that was never released.
@@ -360,6 +360,31 @@ def accepted_1_3() -> Iterator[tuple[str, bytes]]:
     yield "side_cropped", cropped.to_bytes()
 
 
+def accepted_1_4() -> Iterator[tuple[str, bytes]]:
+    """Yield names and streams of format 1.4: forecasters."""
+    model = Pack.from_file(MODELS / "forecaster.aeszpack")
+    for coder in (Coder.ADAPTIVE, Coder.STATIC, Coder.MIXED):
+        label, predictor = coder.name.lower(), Causal(coder, model)
+        for name in ("float32", "float64"):
+            frames = field(6, 9, 11, noise=2).astype(name)
+            yield f"forecast_{label}_{name}", forced(predictor, frames).to_bytes()
+        frames = field(4, 9, 11, noise=2).astype("f4")
+        masked = (uniform(4, 9, 11, multiplier=69069) < 0.1).astype(np.uint8)
+        masked[1, 4:9, 5:] = 1
+        yield f"forecast_{label}_labels", forced(predictor, frames, labels=masked).to_bytes()
+    yield "forecast_one_frame", forced(Causal(model=model), frames[0]).to_bytes()
+    yield "forecast_small_steps", forced(Causal(model=model), frames, 2.0**-12).to_bytes()
+    wild = frames.copy()
+    wild[0, 2, 3], wild[0, 2, 4], wild[1, 6, 10] = 1e30, -3e38, 1e12
+    yield "forecast_outliers", forced(Causal(model=model), wild).to_bytes()
+    cropped = forced(Causal(model=model), frames)
+    cropped.shape = (6, 1, 9, 11)
+    cropped.sections[Section.CROP] = bytes((4, 1, 9, 11)) + np.float32(7).tobytes()
+    yield "forecast_cropped", cropped.to_bytes()
+    narrow = Causal(model=Pack.from_file(MODELS / "forecaster_narrow.aeszpack"))
+    yield "forecast_narrow", forced(narrow, field(5, 3, 2, noise=2)).to_bytes()
+
+
 def latent_numbers(frames: int, modes: int) -> np.ndarray:
     """Return latents, smaller from mode to mode."""
     return np.rint((uniform(frames, modes) - 0.5) * 40 / (1 + np.arange(modes))).astype(np.int32)
@@ -521,8 +546,35 @@ def models() -> Iterator[tuple[str, bytes]]:
         manifest = {"id": f"golden-basis-{axes}d", "kind": "basis", "licence": "BSD-3-Clause"}
         network = {"grid": list(grid), "mean_shift": 4, "shift": 7}
         yield f"basis_{axes}d", write_pack({**manifest, "network": network}, tensors)
+    near = ((0, 1, 0), (0, 1, -1), (0, 2, 3), (0, 0, 1), (0, 0, 2))
+    before = ((1, 0, 0), (1, -1, 2), (1, 1, -2), (1, 127, 0), (1, 0, -128))
+    old = ((3, 0, 0), (2, 0, 1), (3, -2, -1), *before)
+    sets = {0: near, 1: (*before, *near), 3: (*old, *near[:3], (0, 0, 3))}
+    yield "forecaster", forecaster("golden-forecaster", (9, 11), sets)
+    yield (
+        "forecaster_narrow",
+        forecaster("golden-forecaster-narrow", (3, 2), {0: near[3:4], 3: (*old, *near)}),
+    )
     basis = {"id": "golden-basis", "kind": "basis", "licence": "BSD-3-Clause"}
     yield "basis", write_pack(basis, {"w": np.arange(12, dtype=np.int8).reshape(3, 4)})
+
+
+def forecaster(name: str, grid: tuple[int, int], sets: dict[int, tuple[tuple[int, int, int], ...]]) -> bytes:
+    """Return a pack that predicts means of neighbors, with other weights everywhere; sets of taps by age."""
+    tensors: dict[str, np.ndarray] = {}
+    for s, taps in enumerate(sets.values()):
+        noise = uniform(len(taps), *grid, multiplier=40503) - 0.5
+        weights = np.rint(1024 * (1 + noise) / len(taps))
+        tensors |= {
+            f"taps{s}": np.array(taps, np.int8).reshape(-1, 3),
+            f"weights{s}": weights.astype(np.int16),
+            f"offset{s}": np.rint(field(*grid) * 4).astype(np.int32),
+        }
+    tensors["spread"] = np.rint(uniform(*grid) * 64).astype(np.int16)
+    network = {"grid": list(grid), "ages": list(sets), "shift": 10, "offset_shift": 4, "spread_shift": 3}
+    return write_pack(
+        {"id": name, "kind": "forecaster", "licence": "BSD-3-Clause", "network": network}, tensors
+    )
 
 
 def _static() -> Iterator[tuple[str, bytes]]:
@@ -950,6 +1002,31 @@ def rejected_sides() -> Iterator[tuple[str, str, bytes]]:
     yield "side_of_integers", corrupt, integers.to_bytes()
 
 
+def rejected_forecasters() -> Iterator[tuple[str, str, bytes]]:
+    """Yield the same for method 2."""
+    corrupt = "CorruptStreamError"
+    model = Pack.from_file(MODELS / "forecaster.aeszpack")
+    sound = forced(Causal(model=model), field(4, 9, 11, noise=2).astype("f4"))
+    yield "forecast_missing", corrupt, _with(sound, Section.MODEL, None).to_bytes()
+    for minor in range(4):
+        yield f"forecast_in_1_{minor}", corrupt, resealed(sound.to_bytes(), 5, bytes([minor]))
+    step, offset, coder = struct.unpack("<ddB", sound.sections[Section.PLAN])
+    for other in (coder | Coder.ADAPTIVE_ZEROS, coder | 4, coder | 32):
+        plan = struct.pack("<ddB", step, offset, other)
+        yield f"forecast_coder_{other}", corrupt, _with(sound, Section.PLAN, plan).to_bytes()
+    for name, shape in (("lines", (4, 11, 9)), ("axes", (2, 2, 9, 11)), ("one_axis", (4 * 9 * 11,))):
+        other_shape = _with(sound, Section.PLAN, sound.sections[Section.PLAN])
+        other_shape.shape = shape
+        yield f"forecast_other_{name}", corrupt, other_shape.to_bytes()
+    transformed = _with(sound, Section.PLAN, sound.sections[Section.PLAN])
+    transformed.transform = Transform.LOGARITHM
+    yield "forecast_of_logarithms", corrupt, transformed.to_bytes()
+    interpolation = bytes.fromhex(golden_model().digest)
+    yield "forecast_by_interpolation", "ModelKindError", _with(sound, Section.MODEL, interpolation).to_bytes()
+    cut = _with(sound, Section.CODES, sound.sections[Section.CODES][:-20])
+    yield "forecast_codes_end_too_early", corrupt, cut.to_bytes()
+
+
 def _rejected_locals() -> Iterator[tuple[str, bytes]]:
     local = forced(Local(), field(9, 10).astype("f4"))
     for name, plan in {
@@ -1060,7 +1137,13 @@ def main() -> None:
         "--force", nargs="*", metavar="FOLDER", help="write folders (all) anew: only before a release"
     )
     given = parser.parse_args().force
-    versions = {"1.0": accepted, "1.1": accepted_1_1, "1.2": accepted_1_2, "1.3": accepted_1_3}
+    versions = {
+        "1.0": accepted,
+        "1.1": accepted_1_1,
+        "1.2": accepted_1_2,
+        "1.3": accepted_1_3,
+        "1.4": accepted_1_4,
+    }
     folders = ("models", *versions, "reject")
     forced_folders = () if given is None else given or folders
     if set(forced_folders) - set(folders):
@@ -1071,7 +1154,13 @@ def main() -> None:
         good = {name: (stream, expectation(stream, reference)) for name, stream in streams()}
         write(HERE / version, good, version in forced_folders)
     bad = {
-        name: (stream, error) for name, error, stream in (*rejected(), *rejected_models(), *rejected_sides())
+        name: (stream, error)
+        for name, error, stream in (
+            *rejected(),
+            *rejected_models(),
+            *rejected_sides(),
+            *rejected_forecasters(),
+        )
     }
     write(HERE / "reject", bad, "reject" in forced_folders)
 

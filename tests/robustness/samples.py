@@ -149,6 +149,11 @@ def samples() -> dict[str, bytes]:
     out["static-quiet"] = encode(waves(40, 60), "abs", 0.5, "fast")
     out["static-spiky"] = encode(spiky, "abs", 0.01, "fast")
     out["side"] = sided(frames, 0.05)
+    forecaster = Pack.from_file(Path(__file__).parent.parent / "golden" / "models" / "forecaster.aeszpack")
+    for coder in (Coder.ADAPTIVE, Coder.STATIC, Coder.MIXED):
+        out[f"forecast-{coder.name.lower()}"] = forced(
+            waves(3, 9, 11, noise=0.05), 0.02, Causal(coder, forecaster)
+        )
     out["corrected"] = corrected(out["plane"], [0, 17, 18, 89])
     return out
 
