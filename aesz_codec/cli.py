@@ -295,7 +295,7 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train a model from your own data",
         description="Trains a model pack from NetCDF files or Zarr stores and judges it on data that it has not seen: networks "
-        "for learned interpolation; a basis, or a forecaster, for the grid of one variable; an autoencoder of blocks. Needs torch "
+        "for learned interpolation; a basis, or a forecaster, for the grid of one variable; a block autoencoder. Needs torch "
         "(pip install 'aesz-codec[train]'); an interrupted run of 'interpolation' goes on where it was.",
     )
     train.add_argument("kind", metavar="KIND", help="interpolation, basis, forecaster or autoencoder")
