@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .conversion import ConversionSummary, Progress
     from .inspection import ChunkReport, StoreReport, VariableReport
     from .packs import Pack
+    from .train.training import Judgement
     from .verification import VariableVerification, VerificationReport
     from .zoo import Entry
 
@@ -294,10 +295,10 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train a model from your own data",
         description="Trains a model pack from NetCDF files or Zarr stores and judges it on data that it has not seen: networks "
-        "for learned interpolation; a basis, or a forecaster, for the grid of one variable. Needs torch "
-        "(pip install 'aesz-codec[train]'); an interrupted run goes on where it was.",
+        "for learned interpolation; a basis, or a forecaster, for the grid of one variable; a block autoencoder. Needs torch "
+        "(pip install 'aesz-codec[train]'); an interrupted run of 'interpolation' goes on where it was.",
     )
-    train.add_argument("kind", metavar="KIND", help="interpolation, basis or forecaster")
+    train.add_argument("kind", metavar="KIND", help="interpolation, basis, forecaster or autoencoder")
     train.add_argument("data", nargs="+", metavar="DATA", help="NetCDF files or Zarr stores to learn from")
     train.add_argument("--out", required=True, metavar="PACK", help="the pack to be written")
     train.add_argument("--id", required=True, help="name of the model: small letters, digits, '-', '_', '.'")
@@ -315,19 +316,34 @@ def _add_train(commands: Any) -> None:
         action="append",
         default=[],
         metavar="MODE=VALUE",
-        help="bounds to learn, abs or range_rel (may be repeated; default: range_rel=1e-2, 3e-3 and 1e-3)",
+        help="bounds to learn, abs or range_rel (may be repeated; default: range_rel=1e-2, 3e-3 and 1e-3); an autoencoder "
+        "learns all and is judged at these (default: range_rel=1e-1, 1e-2 and 1e-3)",
     )
     train.add_argument(
         "--validate", nargs="+", default=[], metavar="DATA", help="data to judge by, not learned from"
     )
     train.add_argument(
-        "--hidden", default="24,12", metavar="N,N", help="widths of the hidden layers (default: 24,12)"
+        "--hidden",
+        default="24,12",
+        metavar="N,N",
+        help="interpolation: widths of the hidden layers (default: 24,12)",
     )
     train.add_argument(
-        "--steps", type=int, default=4000, help="of training, for every network (default: 4000)"
+        "--block",
+        default="32,32",
+        metavar="N,N",
+        help="autoencoder: shape of a block, over the last axes (default: 32,32)",
     )
     train.add_argument(
-        "--samples", type=int, default=6000, help="from every variable and bound (default: 6000)"
+        "--latents", type=int, default=16, help="autoencoder: numbers that stand for a block (default: 16)"
+    )
+    train.add_argument(
+        "--steps", type=int, help="of training, for every network (default: 4000; autoencoder: 2000)"
+    )
+    train.add_argument(
+        "--samples",
+        type=int,
+        help="from every variable and bound (default: 6000); autoencoder: blocks, of all variables (default: 16000)",
     )
     train.add_argument("--modes", type=int, default=48, help="of a basis (default: 48)")
     train.add_argument("--seed", type=int, default=0, help="default: 0")
@@ -596,7 +612,7 @@ def _run_train(options: argparse.Namespace) -> int:
     from .bounds import ErrorBound
 
     try:
-        from .train.training import BOUNDS, train
+        from .train.training import train
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -608,32 +624,33 @@ def _run_train(options: argparse.Namespace) -> int:
             bounds.append(ErrorBound(mode, float(number)))
         except ValueError:
             raise _malformed("--bound", text, "abs=VALUE or range_rel=VALUE") from None
-    try:
-        hidden = [int(width) for width in options.hidden.split(",")]
-    except ValueError:
-        hidden = []
-    if not hidden or min(hidden) < 1 or max(hidden) > 256:
-        raise _malformed("--hidden", options.hidden, "widths from 1 to 256, such as 24,12")
     for name in ("steps", "samples", "modes"):
-        if getattr(options, name) < 1:
-            raise _malformed(f"--{name}", str(getattr(options, name)), "a positive number")
+        number = getattr(options, name)
+        if number is not None and number < 1:
+            raise _malformed(f"--{name}", str(number), "a positive number")
+    common: dict[str, Any] = {
+        "id": options.id,
+        "licence": options.licence,
+        "description": options.description,
+        "variables": options.variable,
+        "validate": options.validate,
+        "seed": options.seed,
+    }
+    common |= {"bounds": bounds} if bounds else {}
+    common |= {"steps": options.steps} if options.steps else {}
+    common |= {"count": options.samples} if options.samples else {}
+    if options.kind == "autoencoder":
+        return _train_autoencoder(options, common)
+    hidden = _widths("--hidden", options.hidden, "widths from 1 to 256, such as 24,12")
     with _step_bars() as progress:
         report = train(
             options.kind,
             options.data,
             options.out,
-            id=options.id,
-            licence=options.licence,
-            description=options.description,
-            variables=options.variable,
-            bounds=bounds or BOUNDS,
-            validate=options.validate,
             hidden=hidden,
-            steps=options.steps,
-            count=options.samples,
-            seed=options.seed,
             modes=options.modes,
             progress=progress,
+            **common,
         )
     console = _console()
     networks = _table(
@@ -646,21 +663,55 @@ def _run_train(options: argparse.Namespace) -> int:
         networks.add_row(str(slot), f"{count:,}", f"{bits:.3f}", f"{gain:.3f}")
     if report.slots:
         console.print(networks)
+    _print_judged(console, report.judged)
     if report.judged:
-        table = _table(
-            ("data", "text"),
-            ("bound", "word"),
-            ("bytes without", "number"),
-            ("with", "number"),
-            ("saved", "number"),
-        )
-        for j in report.judged:
-            name = f"{Path(j.source).name}:{j.variable}"
-            table.add_row(name, j.bound, f"{j.without:,}", f"{j.with_model:,}", f"{100 * j.saved:.1f} %")
-        console.print(table)
         console.print(f"Pays for itself from {report.break_even:.3g} million values of such data.")
     console.print(f"Pack: {report.path}, {_size(report.pack.nbytes)}, digest {report.pack.digest}")
     return 0
+
+
+def _train_autoencoder(options: argparse.Namespace, common: dict[str, Any]) -> int:
+    from .train.autoencoder import train
+
+    block = _widths("--block", options.block, "lengths, such as 32,32 or 8,8,8")
+    with _step_bars() as progress:
+        report = train(
+            options.data, options.out, block=block, latents=options.latents, progress=progress, **common
+        )
+    console = _console()
+    console.print(
+        f"{report.blocks:,} blocks; of unseen ones the integers explain {report.explained:.3f} of the power, as many "
+        f"principal components {report.linear:.3f}."
+    )
+    _print_judged(console, report.judged)
+    console.print(f"Pack: {report.path}, {_size(report.pack.nbytes)}, digest {report.pack.digest}")
+    return 0
+
+
+def _widths(option: str, text: str, expected: str) -> list[int]:
+    try:
+        numbers = [int(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1 or max(numbers) > 256:
+        raise _malformed(option, text, expected)
+    return numbers
+
+
+def _print_judged(console: Console, judged: Sequence[Judgement]) -> None:
+    if not judged:
+        return
+    table = _table(
+        ("data", "text"),
+        ("bound", "word"),
+        ("bytes without", "number"),
+        ("with", "number"),
+        ("saved", "number"),
+    )
+    for j in judged:
+        name = f"{Path(j.source).name}:{j.variable}"
+        table.add_row(name, j.bound, f"{j.without:,}", f"{j.with_model:,}", f"{100 * j.saved:.1f} %")
+    console.print(table)
 
 
 def _model(name: str) -> Entry:

@@ -151,7 +151,12 @@ def train(
     fields = (Basis.kind, "forecaster")  # of one variable on one grid
     known = (*KINDS, *fields)
     if kind not in known:
-        raise InvalidConfigError.at("kind", found=repr(kind), expected=" or ".join(map(repr, known)))
+        raise InvalidConfigError.at(
+            "kind",
+            found=repr(kind),
+            expected=" or ".join(map(repr, known)),
+            remedy="'autoencoder' is trained by aesz_codec.train.autoencoder and the command 'aesz-codec train autoencoder'",
+        )
     for bound in bounds:
         if bound.mode not in ("abs", "range_rel"):
             raise InvalidConfigError.at("bound", found=str(bound), expected="abs or range_rel")
