@@ -53,9 +53,8 @@ _LARGEST_INTEGER = 2**53  # integers up to here are exact as float64
 _MAX_LABELS = 15
 _LEAST_PADDING = 16  # fewer values are cheaper as they are
 _HOPELESS = 1.1  # times the bytes of the best on a sample
-_HOPELESS_MODEL = (
-    1.25  # likewise, with a model or without: what it has to learn of the data weighs more on a sample
-)
+_HOPELESS_MODEL = 1.25  # likewise, with a model: what it has to learn of the data weighs more on a sample
+_HOPELESS_WITHOUT = 1.01  # likewise, without one, where one is best even so
 _HOPELESS_PART = 1.2  # likewise, on the first part of a sample
 _WORTH_A_MODEL = {"default": 1.1, "max": 1.3}  # likewise, without the model that is to be tried
 _HARDLY_ANYTHING = 0.05  # bits a value
@@ -522,10 +521,10 @@ def _smallest(
     elif (
         learned
     ):  # a sample says too little of what a model saves: the best with one and the best without are coded
-        for with_model in (False, True):
-            others = [trial for trial in leaders if (trial.candidate.model is not None) == with_model]
-            if others and others[0] is not leaders[0] and others[0].size <= _HOPELESS_MODEL * least:
-                finalists.append(others[0].candidate.final(effort))
+        first = leaders[0].candidate.model is not None
+        within = _HOPELESS_WITHOUT if first else _HOPELESS_MODEL
+        others = [trial for trial in leaders if (trial.candidate.model is not None) != first]
+        finalists += [trial.candidate.final(effort) for trial in others[:1] if trial.size <= within * least]
     finalists += [candidate.final(effort) for candidate in whole]
     # a sample that is the whole need not be coded again
     done = {trial.candidate: trial.coded[0] for trial in leaders} if count == values.size else {}

@@ -3,7 +3,7 @@
 Run as ``python -m benchmarks.models PACK...`` (suite of AESZ_DATA, else a synthetic field); writes ``models.csv`` and
 ``models.md``.
 Every stream is decoded and checked. Packs that come with the package are not counted among the bytes; an array that carries one
-in its metadata pays for it once, whatever its size: a column says from how many MB of raw data on that is earned.
+in its metadata pays for it once, whatever its size: with one pack a column says from how many MB of raw data on that is earned.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aesz_codec.packs import Pack
-from benchmarks import fields, rates, report
-from benchmarks.peers import sz3
+from benchmarks import fields, rates, report, speed
+from benchmarks.peers import Peer, sz3
 from benchmarks.peers.aesz import Aesz
 
 
-def _table(measured: Sequence[rates.Rate], effort: str, pack_bytes: int) -> str:
+def _table(measured: Sequence[rates.Rate], effort: str, pack_bytes: int | None) -> str:
     coded = {(r.peer, r.field, r.bound): r for r in measured}
     rows: list[list[object]] = []
     quotients: dict[str, list[float]] = {}
@@ -36,21 +36,53 @@ def _table(measured: Sequence[rates.Rate], effort: str, pack_bytes: int) -> str:
         quotient = on.coded_bytes / off.coded_bytes
         quotients.setdefault(bound, []).append(quotient)
         saved = off.coded_bytes - on.coded_bytes
-        even = f"{math.ceil(pack_bytes / saved * off.raw_bytes / 1e6)}" if saved > 0 else "never"
-        row = [field, bound, off.coded_bytes, on.coded_bytes, f"{quotient:.3f}", even]
+        row: list[object] = [field, bound, off.coded_bytes, on.coded_bytes, f"{quotient:.3f}"]
+        if pack_bytes is not None:
+            row.append(math.ceil(pack_bytes / saved * off.raw_bytes / 1e6) if saved > 0 else "never")
         rows.append([*row, *([f"{smallest[field, bound] / on.coded_bytes:.3f}"] if smallest else [])])
-    more = [""] * bool(smallest)
+    more = [""] * (bool(smallest) + (pack_bytes is not None))
     for bound, found in quotients.items():
         rows.append(
-            [f"**{len(found)} fields**", bound, "", "", f"**{report.geometric_mean(found):.3f}**", "", *more]
+            [f"**{len(found)} fields**", bound, "", "", f"**{report.geometric_mean(found):.3f}**", *more]
         )
     every = [q for found in quotients.values() for q in found]
     rows.append(
-        ["**all**", "", "", "", f"**{report.geometric_mean(every):.3f}** (most {max(every):.3f})", "", *more]
+        ["**all**", "", "", "", f"**{report.geometric_mean(every):.3f}** (most {max(every):.3f})", *more]
     )
-    header = ["field", "bound", "bytes without", "with", "with / without", "embedded pack pays from, MB"]
+    header = ["field", "bound", "bytes without", "with", "with / without"]
+    header += ["embedded pack pays from, MB"] * (pack_bytes is not None)
     header += ["best SZ3 / with"] * bool(smallest)
     return report.markdown_table(header, rows, text_columns=2)
+
+
+def _speeds(chosen: Sequence[fields.Field], labels: Sequence[str], peers: Sequence[Peer]) -> str:
+    """The first chunk of every field, bounds of its range, one thread, against SZ3 in the same rounds."""
+    rows: list[list[object]] = []
+    for field in chosen:
+        values = field.read("float32")
+        chunk = next(fields.split(values, field.chunk_shape(values)))
+        for bound in field.bounds:
+            if bound.label in labels:
+                measured = speed.speeds(field.name, chunk, bound, peers, repeats=7)
+                rows += [
+                    [
+                        r.field,
+                        r.bound,
+                        r.peer,
+                        f"{r.compress_to_sz3_median:.3f}",
+                        f"{r.decompress_to_sz3_median:.3f}",
+                    ]
+                    for r in measured[1:]
+                ]
+    for label in labels:
+        for peer in peers[1:]:
+            found = [row for row in rows if row[1:3] == [label, peer.name]]
+            means = [report.geometric_mean([float(str(row[i])) for row in found]) for i in (3, 4)]
+            rows.append(
+                [f"**{len(found)} fields**", label, peer.name, *(f"**{mean:.3f}**" for mean in means)]
+            )
+    header = ["field", "bound", "peer", "compress to SZ3", "decompress to SZ3"]
+    return report.markdown_table(header, rows, text_columns=3)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sz3", action="store_true", help="the smallest setting of SZ3 beside it")
     parser.add_argument("--effort", default="default")
     parser.add_argument("--title", default="What models save")
+    parser.add_argument("--speed", action="store_true", help="speeds instead of bytes: speed.md")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("benchmark-report"))
     options = parser.parse_args(argv)
@@ -76,6 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     bounds = options.bounds.split(",")
     peers = [Aesz(options.effort), Aesz(options.effort, models=tuple(options.packs))]
     peers = [*peers, *(sz3.settings(()) if options.sz3 else ())]
+    if options.speed:
+        text = f"# {options.title}\n\n" + _speeds(chosen, bounds, [sz3.INTERP_LORENZO, *peers[:2]])
+        options.output.mkdir(parents=True, exist_ok=True)
+        report.write_markdown(options.output / "speed.md", [text])
+        print(text)
+        return 0
     absolute = fields.parse_bounds("abs", options.abs) if options.abs else ()
     tasks = [
         (field, bound, "float32", peers)
@@ -86,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     measured = [rate for found, _ in rates.run(tasks, options.workers) for rate in found]
     options.output.mkdir(parents=True, exist_ok=True)
     report.write_rows(options.output / "models.csv", rates.Rate, measured)
-    size = sum(pack.nbytes for pack in packs)
+    size = packs[0].nbytes if len(packs) == 1 else None
     names = ", ".join(f"`{pack.id}` ({pack.nbytes} bytes)" for pack in packs)
     text = f"# {options.title}\n\nPacks: {names}; effort `{options.effort}`.\n\n" + _table(
         measured, options.effort, size

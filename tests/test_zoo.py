@@ -28,7 +28,7 @@ T2M = {"standard_name": "air_temperature", "short_name": "t2m", "units": "K"}
 
 def pack_bytes(id_: str, seed: int = 0, size: int = 50, **fields: Any) -> bytes:
     weights = np.random.default_rng(seed).integers(-99, 99, (size, 8), dtype=np.int8)
-    return write_pack({"id": id_, "kind": "basis", "licence": "CC0-1.0", **fields}, {"w": weights})
+    return write_pack({"id": id_, "kind": "contexts", "licence": "CC0-1.0", **fields}, {"w": weights})
 
 
 def put(folder: Path, data: bytes, name: str | None = None) -> Path:
@@ -77,7 +77,7 @@ class TestPlaces:
         assert [e.id for e in zoo.list()] == ["travelling", "installed", "user"]
         entry = zoo.list()[1]
         assert entry.place == str(places["installed"] / "installed" / "model.aeszpack") and entry.card is None
-        assert (entry.kind, entry.nbytes) == ("basis", entry.pack.nbytes) and zoo.list()[
+        assert (entry.kind, entry.nbytes) == ("contexts", entry.pack.nbytes) and zoo.list()[
             0
         ].place == "embedded"
 
@@ -375,7 +375,7 @@ class TestCommand:
         for part in (
             "one",
             "two",
-            "basis",
+            "contexts",
             "air_temperature",
             "850",
             "any",
