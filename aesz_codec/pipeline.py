@@ -518,9 +518,8 @@ def _smallest(
         finalists = [trial.candidate.final(effort) for trial in leaders if trial.size <= _HOPELESS * least]
         if 8 * least < _HARDLY_ANYTHING * count:  # quiet blocks are cheaper than any decision
             finalists += [trial.candidate for trial in leaders[:1]]
-    elif (
-        learned
-    ):  # a sample says too little of what a model saves: the best with one and the best without are coded
+    elif learned:
+        # a sample makes models look bad: the best with one and the best without are both coded, unless a model leads even there
         first = leaders[0].candidate.model is not None
         within = _HOPELESS_WITHOUT if first else _HOPELESS_MODEL
         others = [trial for trial in leaders if (trial.candidate.model is not None) != first]
