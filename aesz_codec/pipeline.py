@@ -175,7 +175,7 @@ def encode(
             kept, stream = lossy.bound, lossy.coded(effort, models)
             del lossy  # its values need not be held while the stream is decoded
             coded = stream.to_bytes()
-            for other in _with_sides(region, bound, blank, sides, effort, models):
+            for other in _otherwise(region, bound, blank, stream, sides, effort, models):
                 if len(other_bytes := other.to_bytes()) < len(coded):
                     stream, coded = other, other_bytes
             if (
@@ -287,12 +287,17 @@ class _Lossy:
 
     @classmethod
     def prepare(
-        cls, region: Array, bound: ErrorBound, blank: Stream, side: tuple[Side, float] | None = None
+        cls,
+        region: Array,
+        bound: ErrorBound,
+        blank: Stream,
+        side: tuple[Side, float] | None = None,
+        snap: bool = True,
     ) -> _Lossy | None:
         """Separate special values, resolve the bound, transform; None if only exact bits will do.
 
-        Exact bits may do in the closed loop as well, if the values lie on a lattice.  With a side prediction, and the unit of its
-        latents in steps, what it leaves is coded.
+        Exact bits may do in the closed loop as well, if the values lie on a lattice; without `snap` none is looked for.  With a
+        side prediction, and the unit of its latents in steps, what it leaves is coded.
         """
         integer = region.dtype.kind in "iu"
         folded = _folded(region.shape)
@@ -333,7 +338,7 @@ class _Lossy:
                 return None
             values = region.astype(np.float64)
             tolerance = math.floor(tolerance) + _INTEGER_SLACK
-        elif side is None:
+        elif side is None and snap:
             snapped = lattice.find(region.reshape(folded), mask, tolerance)
         if snapped is not None:
             transform, values, step = Transform.LATTICE, snapped.values, snapped.step
@@ -892,18 +897,27 @@ def describe(stream: bytes | memoryview) -> StreamInfo:
 # ---- side predictions ------------------------------------------------------------------------------------------
 
 
-def _with_sides(
+def _otherwise(
     region: Array,
     bound: ErrorBound,
     blank: Stream,
+    stream: Stream,
     sides: Sequence[Side],
     effort: str,
     models: Sequence[Pack],
 ) -> Iterator[Stream]:
-    """Code a region with every side prediction that is for its shape."""
-    if region.dtype not in (np.float32, np.float64) or bound.mode not in ("abs", "range_rel"):
+    """Code a region with every side prediction that is for its shape, and off its lattice if a model cannot be used on it."""
+    if (
+        region.dtype not in (np.float32, np.float64)
+        or bound.mode not in ("abs", "range_rel")
+        or effort == "fast"
+    ):
         return
-    for side in sides if effort != "fast" else ():
+    if stream.transform is Transform.LATTICE and any(model.kind == Causal.kind for model in models):
+        lossy = _Lossy.prepare(region, bound, blank, snap=False)
+        if lossy is not None:
+            yield lossy.coded(effort, models)
+    for side in sides:
         if side.latent_shape(region.shape) is not None:
             for unit in _LATENT_UNITS[effort]:
                 lossy = _Lossy.prepare(region, bound, blank, (side, unit))

@@ -95,6 +95,14 @@ def test_other_bounds_and_efforts(pack, mode, effort):
     assert used == (mode == "range_rel" and effort == "default")
 
 
+def test_data_on_a_lattice_leave_it_where_the_model_saves_more(pack):
+    packed = (np.rint(weather(64, 7) * 32) / 32).astype("f4")
+    plain, learned = coded(packed, None), coded(packed, pack)
+    assert pipeline.describe(plain).parameters["transform"] == "lattice"
+    assert pipeline.describe(learned).models == (pack.digest,)
+    assert len(learned) < 0.95 * len(plain)
+
+
 def test_data_on_a_lattice_and_integers_are_coded_as_without_or_smaller(pack):
     packed = (np.rint(weather(64, 7) * 8) / 8).astype("f4")
     assert len(coded(packed, pack)) <= len(coded(packed, None)) + 35
