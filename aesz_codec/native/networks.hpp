@@ -216,9 +216,8 @@ inline bool loops_are_sound(const NetworkLoops& loops) {
             loops.mlp(both, 2, tile.data(), count, out.data(), one.data(), two.data());
             kNetworkLoops[0].mlp(both, 2, tile.data(), count, right.data(), one.data(), two.data());
             for (int64_t o = 0; o < inputs; ++o)
-                if (!std::equal(&out[static_cast<std::size_t>(o * kTilePoints)],
-                                &out[static_cast<std::size_t>(o * kTilePoints + count)],
-                                &right[static_cast<std::size_t>(o * kTilePoints)]))
+                if (!std::equal(out.data() + o * kTilePoints, out.data() + o * kTilePoints + count,
+                                right.data() + o * kTilePoints))
                     return false;
         }
     }
