@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import InvalidModelError
 
-__all__ = ["fit"]
+__all__ = ["fit", "grid_of_all"]
 
 _NOISE = 0.25  # root of the share that quantization adds to what is left
 _MOST_SHIFT = 40
@@ -43,15 +43,7 @@ def fit(
     InvalidModelError
         If there are fewer frames than modes, other grids, or only NaN or constants.
     """
-    grids = {part.shape[1:] for part in frames}
-    if len(grids) > 1:
-        raise InvalidModelError.at(
-            "training data",
-            found=f"frames of the shapes {', '.join(map(str, sorted(grids)))}",
-            expected="one grid",
-            remedy="name the variable, or train one model a grid",
-        )
-    (grid,) = grids
+    grid = grid_of_all(frames)
     values = np.concatenate([part.reshape(len(part), -1) for part in frames]).astype(np.float64)
     values[~np.isfinite(values)] = np.nan
     known = np.isfinite(values)
@@ -89,6 +81,19 @@ def fit(
         "modes": modes.astype(np.int16 if np.abs(modes).max() > 127 else np.int8).reshape(count, *grid),
         "shift": (exponents - finest).astype(np.uint8),
     }
+
+
+def grid_of_all(frames: Sequence[npt.NDArray[Any]]) -> tuple[int, ...]:
+    """Return the shape of the frames of all arrays; InvalidModelError if there are several."""
+    grids = {part.shape[1:] for part in frames}
+    if len(grids) > 1:
+        raise InvalidModelError.at(
+            "training data",
+            found=f"frames of the shapes {', '.join(map(str, sorted(grids)))}",
+            expected="one grid",
+            remedy="name the variable, or train one model a grid",
+        )
+    return grids.pop()
 
 
 def _modes(anomalies: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidModelError
+from .basis import grid_of_all
 
 __all__ = ["TAPS", "fit"]
 
@@ -64,15 +65,7 @@ def fit(
     InvalidModelError
         If there are too few frames, other grids, or only NaN or constants.
     """
-    grids = {part.shape[1:] for part in frames}
-    if len(grids) > 1:
-        raise InvalidModelError.at(
-            "training data",
-            found=f"frames of the shapes {', '.join(map(str, sorted(grids)))}",
-            expected="one grid",
-            remedy="name the variable, or train one model a grid",
-        )
-    (grid,) = grids
+    grid = grid_of_all(frames)
     oldest = max(tap[0] for tap in TAPS)
     count = sum(max(0, len(part) - oldest) for part in frames)
     if count < _FEWEST * len(TAPS):
