@@ -1,5 +1,6 @@
 """The native core: prediction, quantization and entropy coding of whole chunks (aesz_codec/native/module.cpp)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,41 @@ def decode_interpolation(
     beta16: int,
     nets: LearnedNets | None = None,
 ) -> None: ...
+def encode_frames(
+    data: _Floats,
+    mask: _Bytes | None,
+    tolerance: float,
+    step: float,
+    offset: float,
+    batch: int,
+    coder: int,
+    alpha16: int,
+    beta16: int,
+    nets: LearnedNets | None,
+    schedule: npt.NDArray[np.int64],
+    predict: Callable[[int], _Floats | None],
+    out: _Floats,
+    examples: list[tuple[int, int, _Floats | None]],
+) -> tuple[bytes, bytes]: ...
+def decode_frames(
+    codes: bytes,
+    outliers: bytes,
+    out: _Floats,
+    mask: _Bytes | None,
+    step: float,
+    offset: float,
+    batch: int,
+    coder: int,
+    alpha16: int,
+    beta16: int,
+    nets: LearnedNets | None,
+    schedule: npt.NDArray[np.int64],
+    predict: Callable[[int], _Floats | None],
+) -> None: ...
+def weigh_frames(
+    frames: list[_Floats], taps: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], out: _Floats
+) -> None: ...
+def move_frame(frame: _Floats, vectors: npt.NDArray[np.int16], block: int, out: _Floats) -> None: ...
 def collect_interpolation(
     data: _Floats,
     mask: _Bytes | None,

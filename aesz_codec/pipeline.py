@@ -61,6 +61,7 @@ _HARDLY_ANYTHING = 0.05  # bits a value
 _VALUES_PER_BYTE = 1 << 20  # no code is cheaper: docs/format.md, section 15
 _DIGEST_BYTES = 32  # of the section "model"
 _LATENT_UNITS = {"default": (4.0,), "max": (2.0, 4.0, 8.0)}  # of side predictions, in steps
+_FEW_FRAMES, _MANY_FRAMES = 6, 16  # of a sample
 _EVERY_INTEGER = ErrorBound("abs", 0.25)
 _MODEL_BYTES = _DIGEST_BYTES + 3  # with its place in the table
 _LOCAL_VALUES_PER_BYTE = 1 << 17  # nor are those of method 5, each of which is at least one decision
@@ -469,6 +470,10 @@ def _smallest(
     """
     boxes = _samples(values.shape, effort)
     samples = [_cut(values, mask, quantizer, box) for box in boxes]
+    wide = len(samples)
+    if effort != "fast":
+        longer = _longer_samples(values.shape, samples[0][0].shape)
+        samples += [_cut(values, mask, quantizer, box) for box in longer]
     count = sum(sample.size for sample, _, _ in samples)
     best: dict[tuple[Method, bool], _Trial] = {}  # with and without a model
     tried: dict[Predictor, float] = {}  # bytes; more than anything if a candidate was given up
@@ -476,7 +481,8 @@ def _smallest(
     def attempt(candidate: Predictor) -> None:
         coded: list[tuple[bytes, bytes]] = []
         tried[candidate] = math.inf
-        for sample in samples:
+        few_lines = candidate.method is Method.LOCAL  # has too little to learn from on the long one
+        for sample in samples[:wide] if few_lines else samples:
             try:
                 coded.append(candidate.encode(*sample))
             except OverflowError:
@@ -486,7 +492,11 @@ def _smallest(
                 effort != "max" and _bytes(coded) > _HOPELESS_PART * least
             ):  # the other samples will not mend it
                 return
-        tried[candidate] = size = _bytes(coded)
+        size = float(_bytes(coded))
+        if few_lines and wide < len(samples):
+            rival = min(best.values(), key=lambda trial: _bytes(trial.coded))
+            size *= _bytes(rival.coded) / max(1, _bytes(rival.coded[:wide]))
+        tried[candidate] = size
         named = 0.0 if candidate.model is None else _MODEL_BYTES * count / values.size  # the sample's share
         trial = _Trial(
             size * candidate.handicap(effort, 8 * size / count, count / values.size) + named, candidate, coded
@@ -568,15 +578,33 @@ def _samples(shape: tuple[int, ...], effort: str) -> list[tuple[slice, ...]]:
     target = min(max(n // part, least), most)
     if n <= 1.5 * count * target:
         return [tuple(slice(None) for _ in shape)]
+    return _boxes(shape, _reduced(shape, target, _FEW_FRAMES), count)
+
+
+def _longer_samples(shape: tuple[int, ...], part: tuple[int, ...]) -> list[tuple[slice, ...]]:
+    """Return a box of more frames and less of each than a part has that has few: it shows what time is worth."""
+    if all(d >= min(n, _MANY_FRAMES) for n, d in zip(shape[:-2], part[:-2], strict=True)):
+        return []
+    return _boxes(shape, _reduced(shape, math.prod(part), _MANY_FRAMES), 1)
+
+
+def _reduced(shape: tuple[int, ...], target: int, frames: int) -> list[int]:
+    """Return the shape of a part of about `target` values: so many frames, then a part of each, then fewer still."""
     dims = list(shape)
     while math.prod(dims) > target:
-        frames = range(max(0, len(dims) - 2))
-        # a few frames, then a part of each, then fewer still
-        for axes, fewest in ((frames, 6), (range(len(dims)), 24), (range(len(dims)), 1)):
+        for axes, fewest in (
+            (range(max(0, len(dims) - 2)), frames),
+            (range(len(dims)), 24),
+            (range(len(dims)), 1),
+        ):
             if wide := [axis for axis in axes if dims[axis] > fewest]:
                 widest = max(wide, key=lambda axis: dims[axis])
                 dims[widest] = (dims[widest] + 1) // 2
                 break
+    return dims
+
+
+def _boxes(shape: tuple[int, ...], dims: list[int], count: int) -> list[tuple[slice, ...]]:
     return [
         tuple(
             slice((m - d) * place // (2 * count), (m - d) * place // (2 * count) + d)

@@ -16,7 +16,7 @@ from .errors import CorruptStreamError, TruncatedStreamError, UnsupportedFormatE
 __all__ = ["FORMAT_VERSION", "Coder", "Method", "Reader", "Section", "Stream", "Transform", "Writer"]
 
 MAGIC = b"AESZ"
-FORMAT_VERSION = (1, 4)  # the newest that is read; a stream is marked with the least that has what it uses
+FORMAT_VERSION = (1, 5)  # the newest that is read; a stream is marked with the least that has what it uses
 MODES = ("lossless", "abs", "range_rel", "pw_rel")  # by their number in the format
 DTYPES = tuple(
     np.dtype(name)
@@ -38,6 +38,7 @@ class Method(IntEnum):
     LOSSLESS = 3
     BYTES = 4
     LOCAL = 5
+    FRAMES = 6
 
 
 class Transform(IntEnum):
@@ -80,6 +81,7 @@ _COUNTS = {
     2: (6, 4, 9),
     3: (6, 5, 10),
     4: (6, 5, 10),
+    5: (7, 5, 10),
 }  # methods, transforms and section tags by minor version
 
 
@@ -217,20 +219,24 @@ class Stream:
     @property
     def coder(self) -> int:
         """How the codes are written, by the plan; see `Coder`."""
-        at, shift = {Method.INTERPOLATION: (17, 2), Method.CAUSAL: (16, 0)}.get(self.method, (0, 8))
+        at, shift = {Method.INTERPOLATION: (17, 2), Method.CAUSAL: (16, 0), Method.FRAMES: (17, 2)}.get(
+            self.method, (0, 8)
+        )
         plan = self.sections.get(Section.PLAN, b"")
         return plan[at] >> shift & 3 if len(plan) > at else 0
 
     @property
     def uses_model(self) -> bool:
         """Whether the values are predicted by a model, by the plan; the section ``model`` names its pack."""
-        at = {Method.INTERPOLATION: 17, Method.CAUSAL: 16}.get(self.method, 0)
+        at = {Method.INTERPOLATION: 17, Method.CAUSAL: 16, Method.FRAMES: 17}.get(self.method, 0)
         plan = self.sections.get(Section.PLAN, b"")
         return at > 0 and len(plan) > at and bool(plan[at] & 16)
 
     @property
     def minor(self) -> int:
         """The least minor version that has what the stream uses."""
+        if self.method is Method.FRAMES:
+            return 5
         if self.uses_model and self.method is Method.CAUSAL:
             return 4
         if self.transform is Transform.SIDE:
@@ -349,7 +355,7 @@ class Stream:
         for tag, coding, stored, expanded in table:
             stream.stored[Section(tag)] = stored
             if payloads:
-                stream.sections[Section(tag)] = _expand(body[at : at + stored], coding, expanded)
+                stream.sections[Section(tag)] = expand(body[at : at + stored], coding, expanded)
             at += stored
         return stream
 
@@ -360,15 +366,24 @@ def _check(reader: Reader, name: str, checksum: int) -> None:
         raise corrupt(name, f"{int(stored):08x}", f"{checksum:08x}")
 
 
-def _expand(data: memoryview, coding: int, expanded: int) -> bytes:
+def expand(data: memoryview, coding: int, expanded: int, name: str = "zstd section") -> bytes:
+    """Return bytes as they were before they were stored (coding 0) or zstd-coded (1).
+
+    Raises
+    ------
+    CorruptStreamError
+        If there are not just so many.
+    """
     if coding == 0:
         return bytes(data)
+    if expanded > len(data) << 16:  # zstd expands by less than 2^15
+        raise corrupt(name, f"{len(data)} bytes", f"more for {expanded} expanded ones")
     try:
         with zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW).stream_reader(data) as reader:
             out = reader.read(expanded)
             surplus = reader.read(1)
     except zstandard.ZstdError as error:
-        raise corrupt("zstd section", str(error), "a zstd frame") from None
+        raise corrupt(name, str(error), "a zstd frame") from None
     if len(out) != expanded or surplus:
-        raise corrupt("zstd section", f"{'more than ' if surplus else ''}{len(out)} bytes", str(expanded))
+        raise corrupt(name, f"{'more than ' if surplus else ''}{len(out)} bytes", str(expanded))
     return out

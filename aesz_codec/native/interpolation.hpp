@@ -11,6 +11,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -208,14 +209,37 @@ class ClassGeometry {
     std::array<std::array<int64_t, 4>, kMaxDims> along_, corner_;
 };
 
+// Frames in an order of their own, which refer to what a forecaster makes of those that are decoded.  docs/format.md, section 21.
+struct FrameSchedule {
+    static constexpr int kSets = 4;  // of weights; frames of set 0 do not refer
+
+    struct Entry {
+        int64_t frame;
+        int set;
+        std::array<int64_t, 2> codes;  // frames whose codes are contexts, or -1; earlier in the order
+    };
+    std::vector<Entry> entries;
+    // Writes the reference of a frame, in the type of the data; false if there is none.
+    std::function<bool(int64_t frame, void* reference)> predict;
+
+    // Frames that weights are fitted to, with their references; encoder only.
+    struct Example {
+        int64_t frame;
+        int set;
+        const void* reference;
+    };
+    std::vector<Example> examples;
+};
+
 // What the decoder is told before it starts.
 struct InterpolationPlan {
     Shape frame;
     int64_t frames = 1;
-    bool reversed = false;   // order of the classes
-    bool reference = false;  // every frame but the first refers to the one before
-    double step = 0;         // quantizer step of the finest level
-    int alpha16 = 16;        // step of level l = step / min(alpha^l, beta), both in 1/16
+    bool reversed = false;                    // order of the classes
+    bool reference = false;                   // every frame but the first refers to the one before
+    const FrameSchedule* schedule = nullptr;  // or none; not together with `reference`
+    double step = 0;                          // quantizer step of the finest level
+    int alpha16 = 16;                         // step of level l = step / min(alpha^l, beta), both in 1/16
     int beta16 = 16;
     double offset = 0;                  // prediction of the first point
     const LearnedNets* nets = nullptr;  // or none
@@ -249,8 +273,9 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
           plan_(plan),
           pyramid_(plan.frame, plan.levels()),
           order_(class_order(plan.frame.n, plan.reversed)),
-          passes_(2 * static_cast<std::size_t>(plan.levels()) * order_.size()),
-          weights_(2 * kFitLevels * order_.size()) {
+          passes_(FrameSchedule::kSets * static_cast<std::size_t>(plan.levels()) * order_.size()),
+          weights_(FrameSchedule::kSets * kFitLevels * order_.size()),
+          last_set_(kFitLevels * order_.size()) {
         // tiles reach beyond the end of a line
         const int64_t longest = plan.frame.dim[static_cast<std::size_t>(plan.frame.n - 1)];
         const std::size_t width = static_cast<std::size_t>(longest + kTilePoints);
@@ -261,53 +286,120 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     }
 
     void run() {
-        const int64_t size = plan_.frame.size;
-        if constexpr (!Codes::decoding)
-            if (plan_.frames > 1) train();
-        const std::size_t buffers = plan_.reference ? 2 : 1, planes = static_cast<std::size_t>(pyramid_.size());
-        const std::size_t room = LearnedPass::kRoom, places = buffers * planes + 2 * room;
-        const std::unique_ptr<T[]> all_values(new T[places]);  // every place is written before it is read
-        const std::unique_ptr<int16_t[]> all_codes(new int16_t[places]);
-        if (plan_.nets || plan_.samples) {  // but for what gains are fitted on, and what tiles read in vain
-            std::fill_n(all_values.get(), places, T{0});
-            std::fill_n(all_codes.get(), places, int16_t{0});
-        }
-        T* const values = all_values.get() + room;
-        int16_t* const codes = all_codes.get() + room;
-        for (int64_t f = 0; f < plan_.frames; ++f) {
-            frame_ = f * size;
-            referring_ = plan_.reference && f > 0;
-            const std::size_t now = plan_.reference ? static_cast<std::size_t>(f & 1) * planes : 0, before = planes - now;
-            const int levels = plan_.levels();
-            T root;
-            int16_t root_code;
-            code_root(f ? static_cast<double>(chunk_.out[frame_ - size]) : plan_.offset, root, root_code);
-            if (levels == 0) chunk_.out[frame_] = root;
-            for (int level = levels - 1; level >= 0; --level) {
-                const LevelPlanes& here = pyramid_[level];
-                const std::size_t start = static_cast<std::size_t>(pyramid_.start(level));
-                values_ = values + now + start;
-                codes_ = codes + now + start;
-                source_ = {values_, referring_ ? values + before + start : nullptr};
-                codes_before_ = referring_ ? codes + before + start : nullptr;
-                if (level == levels - 1) {
-                    values_[0] = root;
-                    codes_[0] = root_code;
-                }
-                for (std::size_t k = 0; k < order_.size(); ++k)
-                    if (exists(order_[k], level)) code_pass(pass_of(level, k));
-                if (level == 0) {
-                    here.merge(values_, chunk_.out + frame_);
-                } else {
-                    const std::size_t finer = now + static_cast<std::size_t>(pyramid_.start(level - 1));
-                    here.merge(values_, values + finer);
-                    here.merge(codes_, codes + finer);
-                }
+        const std::size_t planes = static_cast<std::size_t>(pyramid_.size());
+        const std::size_t frames = static_cast<std::size_t>(plan_.frames), room = LearnedPass::kRoom;
+        if constexpr (!Codes::decoding) {
+            if (plan_.schedule) {
+                train_sets();
+            } else if (plan_.frames > 1) {
+                train();
             }
+        }
+        // every place is written before it is read, but for what gains are fitted on and what tiles read in vain
+        const bool clean = plan_.nets || plan_.samples;
+        const std::size_t buffers = plan_.reference || plan_.schedule ? 2 : 1;
+        const Workspace<T> all_values(buffers * planes, room, clean);
+        const Workspace<int16_t> all_codes((plan_.schedule ? frames + 1 : buffers) * planes, room, clean);
+        T* const values = all_values.data();
+        int16_t* const codes = all_codes.data();
+        if (!plan_.schedule) {
+            for (std::size_t f = 0; f < frames; ++f) {
+                frame_ = static_cast<int64_t>(f) * plan_.frame.size;
+                set_ = plan_.reference && f > 0;
+                const std::size_t now = plan_.reference ? (f & 1) * planes : 0, before = planes - now;
+                const double root = f ? static_cast<double>(chunk_.out[frame_ - plan_.frame.size]) : plan_.offset;
+                code_frame(root, values + now, codes + now, values + before, codes + before);
+            }
+            return;
+        }
+        std::vector<T> reference(static_cast<std::size_t>(plan_.frame.size));
+        for (const FrameSchedule::Entry& entry : plan_.schedule->entries) {
+            frame_ = entry.frame * plan_.frame.size;
+            set_ = entry.set;
+            double root = plan_.offset;
+            const int16_t* before = codes + frames * planes;
+            if (set_ > 0) {
+                if (!plan_.schedule->predict(entry.frame, reference.data()))
+                    throw std::invalid_argument("a frame that refers has no reference");
+                for (T& r : reference)
+                    if (!std::isfinite(r)) r = 0;
+                root = static_cast<double>(reference[0]);
+                split_all(reference.data(), values + planes);
+                before = codes_of(entry, codes, planes);
+            }
+            code_frame(root, values, codes + static_cast<std::size_t>(entry.frame) * planes, values + planes, before);
         }
     }
 
   private:
+    // Memory for planes, with room around it for what tiles read.
+    template <class U>
+    class Workspace {
+      public:
+        Workspace(std::size_t size, std::size_t room, bool clean) : all_(new U[size + 2 * room]), room_(room) {
+            if (clean) std::fill_n(all_.get(), size + 2 * room, U{0});
+        }
+        U* data() const { return all_.get() + room_; }
+
+      private:
+        std::unique_ptr<U[]> all_;
+        std::size_t room_;
+    };
+
+    // Codes the frame at `frame_` of the set `set_`: planes of its own and of what it refers to.
+    void code_frame(double root_prediction, T* values, int16_t* codes, const T* values_before, const int16_t* codes_before) {
+        const int levels = plan_.levels();
+        T root;
+        int16_t root_code;
+        code_root(root_prediction, root, root_code);
+        if (levels == 0) {
+            chunk_.out[frame_] = root;
+            codes[0] = root_code;
+        }
+        for (int level = levels - 1; level >= 0; --level) {
+            const LevelPlanes& here = pyramid_[level];
+            const std::size_t start = static_cast<std::size_t>(pyramid_.start(level));
+            values_ = values + start;
+            codes_ = codes + start;
+            source_ = {values_, referring() ? values_before + start : nullptr};
+            codes_before_ = referring() ? codes_before + start : nullptr;
+            if (level == levels - 1) {
+                values_[0] = root;
+                codes_[0] = root_code;
+            }
+            for (std::size_t k = 0; k < order_.size(); ++k)
+                if (exists(order_[k], level)) code_pass(pass_of(level, k));
+            if (level == 0) {
+                here.merge(values_, chunk_.out + frame_);
+            } else {
+                const std::size_t finer = static_cast<std::size_t>(pyramid_.start(level - 1));
+                here.merge(values_, values + finer);
+                here.merge(codes_, codes + finer);
+            }
+        }
+    }
+
+    void split_all(const T* frame, T* planes) const {
+        for (int level = 0; level < plan_.levels(); ++level)
+            pyramid_[level].split(frame, plan_.frame, int64_t{1} << level, planes + pyramid_.start(level));
+    }
+
+    // Codes that a frame has as contexts; the last planes are for what two frames make together.
+    const int16_t* codes_of(const FrameSchedule::Entry& entry, int16_t* codes, std::size_t planes) const {
+        const auto of = [&](int64_t frame) { return codes + static_cast<std::size_t>(frame) * planes; };
+        int16_t* const both = of(plan_.frames);
+        if (entry.codes[0] >= 0 && entry.codes[1] < 0) return of(entry.codes[0]);
+        if (entry.codes[0] < 0) {
+            std::fill_n(both, planes, int16_t{0});
+        } else {
+            const int16_t *a = of(entry.codes[0]), *b = of(entry.codes[1]);
+            for (std::size_t i = 0; i < planes; ++i)
+                both[i] = static_cast<int16_t>((std::abs(int{a[i]}) + std::abs(int{b[i]}) + 1) / 2);
+        }
+        return both;
+    }
+
+    bool referring() const { return set_ > 0; }
     bool exists(int set, int level) const {
         for (int a = 0; a < plan_.frame.n; ++a)
             if ((set >> a & 1) && plan_.frame.dim[static_cast<std::size_t>(a)] <= int64_t{1} << level) return false;
@@ -315,7 +407,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     }
 
     std::size_t slot(int level, std::size_t k) const {
-        return (static_cast<std::size_t>(referring_) * kFitLevels + static_cast<std::size_t>(level)) * order_.size() + k;
+        return (static_cast<std::size_t>(set_) * kFitLevels + static_cast<std::size_t>(level)) * order_.size() + k;
     }
 
     // The points of a line: the first coordinate, the distance, how many.
@@ -345,7 +437,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         Pass(const InterpolationCoder& coder, int set_, int level_)
             : set(set_),
               level(level_),
-              geometry(coder.plan_.frame, coder.pyramid_[level], set, int64_t{1} << level, coder.order_, coder.referring_),
+              geometry(coder.plan_.frame, coder.pyramid_[level], set, int64_t{1} << level, coder.order_, coder.referring()),
               line(coder.line_of(set, level)),
               step(coder.plan_.step_at(level)),
               inverse(1.0 / step),
@@ -368,32 +460,49 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
 
     // A pass of this frame.  What the stream says of it is coded when it is first needed.
     Pass& pass_of(int level, std::size_t k) {
-        const std::size_t side = referring_ ? static_cast<std::size_t>(plan_.levels()) : 0;
-        auto& entry = passes_[(side + static_cast<std::size_t>(level)) * order_.size() + k];
+        const std::size_t first = static_cast<std::size_t>(set_) * static_cast<std::size_t>(plan_.levels());
+        auto& entry = passes_[(first + static_cast<std::size_t>(level)) * order_.size() + k];
         if (entry) return *entry;
         entry = std::make_unique<Pass>(*this, order_[k], level);
         Pass& pass = *entry;
-        if (level < kFitLevels) code_weights(pass, weights_[slot(level, k)]);
-        pass.slot = level < kLearnedLevels ? LearnedNets::slot(plan_.frame.n, pass.set, referring_) : -1;
+        if (level < kFitLevels) code_weights(pass, k);
+        pass.slot = level < kLearnedLevels ? LearnedNets::slot(plan_.frame.n, pass.set, referring()) : -1;
         if (pass.slot < 0) return pass;
         if (plan_.nets) pass.net = plan_.nets->find(pass.slot);
-        if (pass.net || plan_.samples) pass.learned.emplace(plan_.frame, pyramid_[level], pass.set, level, order_, referring_);
+        if (pass.net || plan_.samples) pass.learned.emplace(plan_.frame, pyramid_[level], pass.set, level, order_, referring());
         if (pass.net) code_gain(pass);
         return pass;
     }
 
-    // `fitted`: to all frames; encoder only.
-    void code_weights(Pass& pass, const Weights& fitted) {
-        const Weights defaults = pass.weights;
-        Weights weights = fitted;
-        if constexpr (!Codes::decoding)
-            if (plan_.frames == 1) weights = fit(pass, {{source_, chunk_.data, chunk_.mask}});
-        for (std::size_t j = 0; j < static_cast<std::size_t>(pass.geometry.layout.count()); ++j) {
+    // The weights of a pass, less the defaults; with a schedule, less those of the set that was coded last.
+    void code_weights(Pass& pass, std::size_t k) {
+        const WeightLayout& layout = pass.geometry.layout;
+        const std::size_t slot = this->slot(pass.level, k);
+        const Weights defaults = plan_.schedule ? known(pass, k) : pass.weights;
+        Weights weights = weights_[slot];
+        if constexpr (!Codes::decoding) {
+            const bool trained = plan_.schedule ? trained_[static_cast<std::size_t>(set_)] : plan_.frames > 1;
+            if (!trained) weights = fit(pass, {{source_, chunk_.data + frame_, this->mask_at(frame_)}});
+        }
+        for (std::size_t j = 0; j < static_cast<std::size_t>(layout.count()); ++j) {
             const int32_t excess = coder_.code_integer(Codes::decoding ? 0 : weights[j] - defaults[j]);
             const int64_t weight = int64_t{defaults[j]} + excess;
             if (weight < -4096 || weight > 4096) throw CorruptStream("an interpolation weight is out of range");
             pass.weights[j] = static_cast<int32_t>(weight);
         }
+        last_set_[static_cast<std::size_t>(pass.level) * order_.size() + k] = set_ + 1;
+    }
+
+    // What the set that was coded last for this class says; defaults where it says nothing.
+    Weights known(const Pass& pass, std::size_t k) {
+        Weights weights = pass.weights;
+        const int last = last_set_[static_cast<std::size_t>(pass.level) * order_.size() + k] - 1;
+        if (last < 0) return weights;
+        const std::size_t first = static_cast<std::size_t>(last) * static_cast<std::size_t>(plan_.levels());
+        const Pass& other = *passes_[(first + static_cast<std::size_t>(pass.level)) * order_.size() + k];
+        std::copy_n(other.weights.begin(), std::min(pass.geometry.layout.count(), other.geometry.layout.count()),
+                    weights.begin());
+        return weights;
     }
 
     // How much of the corrections of a pass is taken, in eighths.
@@ -497,9 +606,9 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
             const int points = static_cast<int>(std::min<int64_t>(kTilePoints, pass.line.count - i));
             const int64_t at = first + i;
             const TileView<T> view{source_[0] + at,
-                                   referring_ ? source_[1] + at : nullptr,
+                                   referring() ? source_[1] + at : nullptr,
                                    codes_ + at,
-                                   referring_ ? codes_before_ + at : nullptr,
+                                   referring() ? codes_before_ + at : nullptr,
                                    prediction_.data() + i,
                                    sums_.near.data() + i,
                                    sums_.expected.data() + i,
@@ -528,7 +637,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         geometry.near_offsets(at_end, lines.near_last);
         if (there(inner - 1)) lines.north = codes - planes.step(inner - 1);
         if (there(inner - 2)) lines.plane = codes - planes.step(inner - 2);
-        if (referring_) lines.reference = codes_before_ + first;
+        if (referring()) lines.reference = codes_before_ + first;
         if constexpr (Codes::narrow) {
             gather_narrow_line(codes, lines, line.count, sums_);
         } else {
@@ -639,42 +748,75 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         return kGains[std::min_element(cost.begin(), cost.end()) - cost.begin()];
     }
 
+    // A frame to fit to, and the one that it refers to or none.
+    struct Example {
+        int64_t frame;
+        const T* reference;
+    };
+
     // Fits the weights that many frames share, on a few of them.
     void train() {
         constexpr int64_t kSamples = 6, kEnough = 120000;
         const int64_t size = plan_.frame.size, first = plan_.reference ? 1 : 0;
         const int64_t wanted = std::clamp<int64_t>(kEnough / size, 1, kSamples);
         const int64_t n = std::min(wanted, plan_.frames - first);
-        const std::size_t planes = static_cast<std::size_t>(pyramid_.size());
-        std::vector<T> values(planes * static_cast<std::size_t>(n)),
-            before(plan_.reference ? static_cast<std::size_t>(size * n) : 0);
-        std::vector<T> reference(plan_.reference ? values.size() : 0);  // planes of `before`
-        std::vector<Sample> samples;
-        std::vector<int16_t> forgotten(code_.size());
+        std::vector<T> before(plan_.reference ? static_cast<std::size_t>(size * n) : 0);
+        std::vector<Example> examples;
         for (int64_t i = 0; i < n; ++i) {
             const int64_t frame = first + (2 * i + 1) * (plan_.frames - first) / (2 * n);
-            Sample sample{{}, chunk_.data + frame * size, chunk_.mask ? chunk_.mask + frame * size : nullptr};
-            if (plan_.reference) {  // the frame before as the quantizer might have left it
-                T* y = before.data() + i * size;
-                const T* x = sample.data - size;
+            T* const y = plan_.reference ? before.data() + i * size : nullptr;
+            if (y) {  // the frame before as the quantizer might have left it
+                const T* x = chunk_.data + (frame - 1) * size;
                 for (int64_t j = 0; j < size; ++j) {
                     y[j] = static_cast<T>(std::nearbyint(static_cast<double>(x[j]) / plan_.step) * plan_.step);
                     if (!std::isfinite(y[j])) y[j] = static_cast<T>(plan_.offset);
                 }
             }
-            samples.push_back(sample);
+            examples.push_back({frame, y});
+        }
+        set_ = plan_.reference;
+        train_set(examples);
+        if (!plan_.reference) return;
+        set_ = 0;  // the first frame has no reference
+        for (int level = 0; level < std::min(kFitLevels, plan_.levels()); ++level)
+            for (std::size_t k = 0; k < order_.size(); ++k) {
+                const int odd = count_bits(static_cast<unsigned>(order_[k]));
+                weights_[slot(level, k)] = WeightLayout{odd, plan_.frame.n - odd, false}.defaults();
+            }
+    }
+
+    // The same for the sets of a schedule; those without examples are fitted to their first frame, when it is coded.
+    void train_sets() {
+        for (int set = 0; set < FrameSchedule::kSets; ++set) {
+            std::vector<Example> examples;
+            for (const FrameSchedule::Example& example : plan_.schedule->examples)
+                if (example.set == set) examples.push_back({example.frame, static_cast<const T*>(example.reference)});
+            if (examples.empty()) continue;
+            set_ = set;
+            train_set(examples);
+            trained_[static_cast<std::size_t>(set)] = true;
+        }
+    }
+
+    // Codes the examples as if they were the frames of the set at hand, and fits its weights to what becomes of them.
+    void train_set(const std::vector<Example>& examples) {
+        const std::size_t planes = static_cast<std::size_t>(pyramid_.size());
+        std::vector<T> values(planes * examples.size());
+        std::vector<T> reference(referring() ? values.size() : 0);
+        std::vector<Sample> samples;
+        std::vector<int16_t> forgotten(code_.size());
+        for (std::size_t i = 0; i < examples.size(); ++i) {
+            const int64_t at = examples[i].frame * plan_.frame.size;
+            samples.push_back({{}, chunk_.data + at, this->mask_at(at)});
+            if (referring()) split_all(examples[i].reference, reference.data() + i * planes);
         }
         const auto planes_of = [&](std::vector<T>& all, std::size_t i, int level) {
             return all.data() + i * planes + static_cast<std::size_t>(pyramid_.start(level));
         };
-        referring_ = plan_.reference;
         for (int level = plan_.levels() - 1; level >= 0; --level) {
             for (std::size_t i = 0; i < samples.size(); ++i) {
                 T* here = planes_of(values, i, level);
-                samples[i].source = {here, plan_.reference ? planes_of(reference, i, level) : nullptr};
-                if (plan_.reference)
-                    pyramid_[level].split(before.data() + static_cast<int64_t>(i) * size, plan_.frame, int64_t{1} << level,
-                                          planes_of(reference, i, level));
+                samples[i].source = {here, referring() ? planes_of(reference, i, level) : nullptr};
                 if (level + 1 < plan_.levels()) {
                     pyramid_[level + 1].merge(planes_of(values, i, level + 1), here);
                 } else {
@@ -694,21 +836,15 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                 }
             }
         }
-        if (plan_.reference) {  // the first frame has no reference
-            referring_ = false;
-            for (int level = 0; level < std::min(kFitLevels, plan_.levels()); ++level)
-                for (std::size_t k = 0; k < order_.size(); ++k) {
-                    const int odd = count_bits(static_cast<unsigned>(order_[k]));
-                    weights_[slot(level, k)] = WeightLayout{odd, plan_.frame.n - odd, false}.defaults();
-                }
-        }
     }
 
     const InterpolationPlan& plan_;
     Pyramid pyramid_;
     std::vector<int> order_;
-    std::vector<std::unique_ptr<Pass>> passes_;  // of frames that do not refer and of those that do: by level, by class
-    std::vector<Weights> weights_;               // fitted to many frames
+    std::vector<std::unique_ptr<Pass>> passes_;  // by set (those that do not refer and those that do), level, class
+    std::vector<Weights> weights_;               // fitted to many frames; likewise
+    std::vector<int> last_set_;                  // that weights were coded for, plus 1: by level, class
+    std::array<bool, FrameSchedule::kSets> trained_{};
     std::vector<double> prediction_;
     std::vector<int32_t> code_;
     std::vector<uint8_t> scale_;  // classes of codes that networks give
@@ -719,7 +855,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     std::array<const T*, 2> source_{};
     const int16_t* codes_before_ = nullptr;
     int64_t frame_ = 0;  // element of the frame's first value
-    bool referring_ = false;
+    int set_ = 0;        // of the frame; 0 if it does not refer
 };
 
 }  // namespace aesz

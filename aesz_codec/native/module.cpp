@@ -2,14 +2,17 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "adaptive_codes.hpp"
 #include "causal.hpp"
 #include "exponential.hpp"
+#include "frames.hpp"
 #include "interpolation.hpp"
 #include "labels.hpp"
 #include "local.hpp"
@@ -127,10 +130,9 @@ void read_codes(CoderKind kind, const uint8_t* data, std::size_t size, const Run
 
 // `Predictor<T, Codes>` is InterpolationCoder or CausalCoder.
 template <class T, template <class, class> class Predictor, class Plan>
-nb::tuple encode_with(const Plan& plan, int coder, const Input<T>& data, const Mask& mask, double tolerance) {
+nb::tuple encode_with(const Plan& plan, int coder, const Input<T>& data, const Mask& mask, double tolerance, T* out) {
     const CoderKind kind = coder_kind(coder);
-    std::vector<T> out(data.size());
-    Chunk<T> chunk{data.data(), out.data(), pointer(mask, data.size()), tolerance, {}};
+    Chunk<T> chunk{data.data(), out, pointer(mask, data.size()), tolerance, {}};
     std::vector<uint8_t> bytes;
     {
         nb::gil_scoped_release release;
@@ -163,12 +165,63 @@ void take_networks(InterpolationPlan& plan, const LearnedNets* nets, int coder) 
     plan.nets = nets;
 }
 
+// A schedule as Python has it: rows of (frame, set, codes, codes) and what makes references; checked for a plan.
+template <class T>
+FrameSchedule frame_schedule(const InterpolationPlan& plan, const Input<int64_t>& rows, const nb::callable& predict) {
+    const std::size_t frames = static_cast<std::size_t>(plan.frames);
+    if (rows.ndim() != 2 || rows.shape(0) != frames || rows.shape(1) != 4 || plan.reference)
+        throw std::invalid_argument("a schedule is one row of four for every frame");
+    FrameSchedule schedule;
+    std::vector<char> seen(frames);
+    const auto is_seen = [&](int64_t f) { return f >= 0 && f < plan.frames && seen[static_cast<std::size_t>(f)]; };
+    for (std::size_t i = 0; i < frames; ++i) {
+        const int64_t* row = rows.data() + 4 * i;
+        const bool sound = row[0] >= 0 && row[0] < plan.frames && !is_seen(row[0]) && row[1] >= 0 &&
+                           row[1] < FrameSchedule::kSets && (row[2] == -1 || is_seen(row[2])) &&
+                           (row[3] == -1 || (row[2] != -1 && is_seen(row[3])));
+        if (!sound) throw std::invalid_argument("a schedule that does not visit every frame once, after those that it refers to");
+        seen[static_cast<std::size_t>(row[0])] = 1;
+        schedule.entries.push_back({row[0], static_cast<int>(row[1]), {row[2], row[3]}});
+    }
+    schedule.predict = [&predict, size = static_cast<std::size_t>(plan.frame.size)](int64_t frame, void* out) {
+        nb::gil_scoped_acquire acquire;
+        const nb::object made = predict(frame);
+        if (made.is_none()) return false;
+        const auto reference = nb::cast<nb::ndarray<const T, nb::c_contig, nb::device::cpu>>(made);
+        if (reference.size() != size) throw std::invalid_argument("a reference of another size than a frame");
+        std::memcpy(out, reference.data(), size * sizeof(T));
+        return true;
+    };
+    return schedule;
+}
+
 template <class T>
 nb::tuple encode_interpolation(Input<T> data, Mask mask, double tolerance, double step, double offset, int batch, bool reference,
                                bool reversed, int coder, int alpha16, int beta16, const LearnedNets* nets) {
     InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, reversed, alpha16, beta16});
     take_networks(plan, nets, coder);
-    return encode_with<T, InterpolationCoder>(plan, coder, data, mask, tolerance);
+    std::vector<T> out(data.size());
+    return encode_with<T, InterpolationCoder>(plan, coder, data, mask, tolerance, out.data());
+}
+
+// `out` takes what is decoded, for `predict` to see; `examples`: (frame, set, reference or None).
+template <class T>
+nb::tuple encode_frames(Input<T> data, Mask mask, double tolerance, double step, double offset, int batch, int coder, int alpha16,
+                        int beta16, const LearnedNets* nets, Input<int64_t> rows, const nb::callable& predict, Output<T> out,
+                        const std::vector<std::tuple<int64_t, int, std::optional<Input<T>>>>& examples) {
+    InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, false, false, alpha16, beta16});
+    take_networks(plan, nets, coder);
+    FrameSchedule schedule = frame_schedule<T>(plan, rows, predict);
+    for (const auto& [frame, set, values] : examples) {
+        const bool sound = frame >= 0 && frame < plan.frames && set >= 0 && set < FrameSchedule::kSets &&
+                           values.has_value() == (set > 0) &&
+                           (!values || values->size() == static_cast<std::size_t>(plan.frame.size));
+        if (!sound) throw std::invalid_argument("an example that is none of the schedule's");
+        schedule.examples.push_back({frame, set, values ? values->data() : nullptr});
+    }
+    if (out.size() != data.size()) throw std::invalid_argument("an output of another size than the data");
+    plan.schedule = &schedule;
+    return encode_with<T, InterpolationCoder>(plan, coder, data, mask, tolerance, out.data());
 }
 
 // Inputs and targets of learned interpolation, for every network; for training.
@@ -180,12 +233,13 @@ nb::list collect_interpolation(Input<T> data, Mask mask, double tolerance, doubl
     samples.every = std::max<uint64_t>(1, every);
     plan.samples = &samples;
     plan.nets = nets;
-    encode_with<T, InterpolationCoder>(plan, 0, data, mask, tolerance);
-    nb::list out;
+    std::vector<T> out(data.size());
+    encode_with<T, InterpolationCoder>(plan, 0, data, mask, tolerance, out.data());
+    nb::list found;
     for (std::size_t k = 0; k < samples.inputs.size(); ++k)
-        out.append(nb::make_tuple(to_bytes(samples.inputs[k].data(), 2 * samples.inputs[k].size()),
-                                  to_bytes(samples.targets[k].data(), 4 * samples.targets[k].size())));
-    return out;
+        found.append(nb::make_tuple(to_bytes(samples.inputs[k].data(), 2 * samples.inputs[k].size()),
+                                    to_bytes(samples.targets[k].data(), 4 * samples.targets[k].size())));
+    return found;
 }
 
 template <class T>
@@ -194,6 +248,60 @@ void decode_interpolation(nb::bytes codes, nb::bytes outliers, Output<T> out, Ma
     InterpolationPlan plan = interpolation_plan(out, {step, offset, batch, reference, reversed, alpha16, beta16});
     take_networks(plan, nets, coder);
     decode_with<T, InterpolationCoder>(plan, coder, codes, outliers, out, mask);
+}
+
+template <class T>
+void decode_frames(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, int batch,
+                   int coder, int alpha16, int beta16, const LearnedNets* nets, Input<int64_t> rows,
+                   const nb::callable& predict) {
+    InterpolationPlan plan = interpolation_plan(out, {step, offset, batch, false, false, alpha16, beta16});
+    take_networks(plan, nets, coder);
+    const FrameSchedule schedule = frame_schedule<T>(plan, rows, predict);
+    plan.schedule = &schedule;
+    decode_with<T, InterpolationCoder>(plan, coder, codes, outliers, out, mask);
+}
+
+template <class Array>
+FrameShape frame_shape(const Array& frame) {
+    const Shape shape = shape_of(frame);
+    if (shape.n < 2) throw std::invalid_argument("at least two axes");
+    const int64_t lines = shape.dim[static_cast<std::size_t>(shape.n - 2)],
+                  width = shape.dim[static_cast<std::size_t>(shape.n - 1)];
+    return {shape.size / (lines * width), lines, width};
+}
+
+// `taps`: rows of (frame, lines, columns); `weights`: one a tap.
+template <class T>
+void weigh_frames(const std::vector<Input<T>>& frames, Input<int64_t> taps, Input<double> weights, Output<T> out) {
+    const FrameShape shape = frame_shape(out);
+    if (taps.ndim() != 2 || taps.shape(1) != 3 || weights.size() != taps.shape(0))
+        throw std::invalid_argument("taps are rows of three, with a weight each");
+    std::vector<const T*> sources;
+    for (const Input<T>& frame : frames) {
+        if (frame.size() != out.size()) throw std::invalid_argument("frames of another size");
+        sources.push_back(frame.data());
+    }
+    std::vector<FrameTap> found;
+    for (std::size_t k = 0; k < weights.size(); ++k) {
+        const int64_t* row = taps.data() + 3 * k;
+        if (row[0] < 0 || row[0] >= static_cast<int64_t>(sources.size()) || std::abs(row[1]) > kFarthest ||
+            std::abs(row[2]) > kFarthest)
+            throw std::invalid_argument("a tap outside the frames");
+        found.push_back({row[0], row[1], row[2], weights.data()[k]});
+    }
+    nb::gil_scoped_release release;
+    weighted_frames(shape, sources, found, out.data());
+}
+
+// `vectors`: (planes, blocks down, blocks across, 2) in halves of a point.
+template <class T>
+void move_frame(Input<T> frame, Input<int16_t> vectors, int64_t block, Output<T> out) {
+    const FrameShape shape = frame_shape(out);
+    if (block < 1 || frame.size() != out.size()) throw std::invalid_argument("a frame or a block of another size");
+    const int64_t blocks = shape.planes * ((shape.lines + block - 1) / block) * ((shape.width + block - 1) / block);
+    if (static_cast<int64_t>(vectors.size()) != 2 * blocks) throw std::invalid_argument("not one vector for every block");
+    nb::gil_scoped_release release;
+    moved_frame(shape, frame.data(), vectors.data(), block, out.data());
 }
 
 template <class Array>
@@ -216,9 +324,10 @@ template <class T>
 nb::tuple encode_causal(Input<T> data, Mask mask, double tolerance, double step, double offset, int coder,
                         const Forecaster* forecaster) {
     CausalPlan plan = causal_plan(data, step, offset);
-    if (!forecaster) return encode_with<T, CausalCoder>(plan, coder, data, mask, tolerance);
+    std::vector<T> out(data.size());
+    if (!forecaster) return encode_with<T, CausalCoder>(plan, coder, data, mask, tolerance, out.data());
     take_forecaster(plan, forecaster, coder);
-    return encode_with<T, ForecastCoder>(plan, coder, data, mask, tolerance);
+    return encode_with<T, ForecastCoder>(plan, coder, data, mask, tolerance, out.data());
 }
 
 template <class T>
@@ -562,6 +671,15 @@ void bind_floating(nb::module_& m) {
     m.def("decode_interpolation", &decode_interpolation<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"),
           nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"), nb::arg("nets").none() = nb::none());
+    m.def("encode_frames", &encode_frames<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),
+          nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"),
+          nb::arg("nets").none(), nb::arg("schedule"), nb::arg("predict"), nb::arg("out").noconvert(), nb::arg("examples"));
+    m.def("decode_frames", &decode_frames<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
+          nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("coder"), nb::arg("alpha16"),
+          nb::arg("beta16"), nb::arg("nets").none(), nb::arg("schedule"), nb::arg("predict"));
+    m.def("weigh_frames", &weigh_frames<T>, nb::arg("frames"), nb::arg("taps"), nb::arg("weights"), nb::arg("out").noconvert());
+    m.def("move_frame", &move_frame<T>, nb::arg("frame").noconvert(), nb::arg("vectors"), nb::arg("block"),
+          nb::arg("out").noconvert());
     m.def("encode_causal", &encode_causal<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),
           nb::arg("step"), nb::arg("offset"), nb::arg("coder"), nb::arg("forecaster").none() = nb::none());
     m.def("encode_local", &encode_local<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),

@@ -20,6 +20,7 @@ from ..errors import ModelKindError
 from ..packs import Pack
 from ..stream import Method, Reader
 from .causal import Causal
+from .frames import Frames
 from .interpolation import Interpolation
 from .local import Local
 from .side import SIDES, Side
@@ -29,6 +30,7 @@ __all__ = [
     "PREDICTORS",
     "SIDES",
     "Causal",
+    "Frames",
     "Interpolation",
     "Learned",
     "Local",
@@ -144,8 +146,11 @@ class Learned(Predictor, Protocol):
         """Return the same choice without its model; None if there is none."""
 
 
-PREDICTORS: dict[Method, type[Predictor]] = {p.method: p for p in (Interpolation, Causal, Local)}
-LEARNED: dict[str, type[Learned]] = {"interpolation": Interpolation, "forecaster": Causal}
+PREDICTORS: dict[Method, type[Predictor]] = {p.method: p for p in (Interpolation, Frames, Causal, Local)}
+LEARNED: dict[str, tuple[type[Learned], ...]] = {
+    "interpolation": (Interpolation, Frames),
+    "forecaster": (Causal,),
+}
 """By the kind of pack that they take."""
 
 
@@ -157,19 +162,19 @@ def learned_by(pack: Pack, method: Method | None = None) -> type[Learned]:
     ModelKindError
         If it is of a kind that no predictor takes, or another one.
     """
-    predictor = LEARNED.get(pack.kind)
-    if predictor is None or method not in (None, predictor.method):
-        kinds = [kind for kind, p in LEARNED.items() if method in (None, p.method)]
-        kinds += [*SIDES] if method is None else []
-        raise ModelKindError.at(
-            f"model {pack.id!r}",
-            found=f"a pack of the kind {pack.kind!r}",
-            expected=f"{' or '.join(map(repr, kinds)) or 'no model'}",
-            remedy="use another model"
-            if method is None
-            else "the stream is damaged, or was not written by an encoder",
-        )
-    return predictor
+    for predictor in LEARNED.get(pack.kind, ()):
+        if method in (None, predictor.method):
+            return predictor
+    kinds = [kind for kind, takers in LEARNED.items() if method in (None, *(p.method for p in takers))]
+    kinds += [*SIDES] if method is None else []
+    raise ModelKindError.at(
+        f"model {pack.id!r}",
+        found=f"a pack of the kind {pack.kind!r}",
+        expected=f"{' or '.join(map(repr, kinds)) or 'no model'}",
+        remedy="use another model"
+        if method is None
+        else "the stream is damaged, or was not written by an encoder",
+    )
 
 
 def load_side(pack: Pack) -> Side:

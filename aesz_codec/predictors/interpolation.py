@@ -42,12 +42,12 @@ __all__ = ["Interpolation"]
 
 # The networks of a pack: by the number of axes of a frame and whether it refers to the one before, the slots of its classes.
 _SLOTS = {(2, False): range(3), (2, True): range(3, 6), (3, False): range(6, 13)}
-_WITH_MODEL = (Coder.ADAPTIVE, Coder.MIXED)  # the coders that know what networks say of codes
-_LEAST_SAVED = 1.003  # what bytes with a model count on a sample
+WITH_MODEL = (Coder.ADAPTIVE, Coder.MIXED)  # the coders that know what networks say of codes
+LEAST_SAVED = 1.003  # what bytes with a model count on a sample
 
 
 @built_once
-def _networks(pack: Pack) -> tuple[_core.LearnedNets, frozenset[int]]:
+def networks_of(pack: Pack) -> tuple[_core.LearnedNets, frozenset[int]]:
     """Build the networks of a pack, and say which slots they are for."""
     found = mlps(pack, 13)
     try:
@@ -104,13 +104,13 @@ class Interpolation:
                 yield from (
                     replace(plain, model=model)
                     for model in models
-                    if not _networks(model)[1].isdisjoint(needed)
+                    if not networks_of(model)[1].isdisjoint(needed)
                 )
 
     @classmethod
     def prepare(cls, pack: Pack) -> None:
         """See `Learned`."""
-        _networks(pack)
+        networks_of(pack)
 
     def without_model(self) -> Self | None:
         """See `Learned`."""
@@ -139,7 +139,7 @@ class Interpolation:
 
     def handicap(self, effort: str, rate: float, share: float) -> float:
         """See `Predictor`: a model that saves next to nothing on a sample may cost something on the whole."""
-        return handicap_of(self.coder, effort, share) * (1.0 if self.model is None else _LEAST_SAVED)
+        return handicap_of(self.coder, effort, share) * (1.0 if self.model is None else LEAST_SAVED)
 
     def final(self, effort: str) -> Self:
         """See `Predictor`."""
@@ -159,7 +159,7 @@ class Interpolation:
         _core.decode_interpolation(codes, outliers, out, mask, step, offset, *self._choices())
 
     def _choices(self) -> tuple[int, bool, bool, int, int, int, _core.LearnedNets | None]:
-        networks = None if self.model is None else _networks(self.model)[0]
+        networks = None if self.model is None else networks_of(self.model)[0]
         return self.batch, self.reference, self.reversed, self.coder, self.alpha16, self.beta16, networks
 
     def pack(self, step: float, offset: float) -> bytes:
@@ -174,7 +174,7 @@ class Interpolation:
         batch, flags, alpha16, beta16 = plan.take(4)
         plan.end()
         coder = Coder(flags >> 2 & 3)
-        alone = flags & 2 or coder not in _WITH_MODEL  # what there is no model with
+        alone = flags & 2 or coder not in WITH_MODEL  # what there is no model with
         if flags > 31 or (flags & 16 and alone) or alpha16 < 16 or beta16 < 16:
             raise corrupt(
                 "plan",

@@ -1,0 +1,292 @@
+"""Frames that refer to what a forecaster makes of decoded ones, refined by multi-level interpolation.
+
+Idea: as `interpolation`, frame by frame, but in an order of time that may be two-sided, and with a reference that is better than
+the frame before::
+
+    prediction = I(decoded points of the frame) + weight * (r - I(r))         r: the reference, by a forecaster
+
+Three sets of weights, by how far the frames lie apart.  Format: ``docs/format.md``, section 21.  Choose it for series whose
+steps are close to one another: hourly fields, daily ones of the ocean; about 70 ns a value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _core
+from ..packs import Pack
+from ..stream import Coder, Method, Reader, Writer, corrupt
+from .coders import handicap_of
+from .forecasts import (
+    FORECASTERS,
+    MOST_DISTANCE,
+    Example,
+    Forecaster,
+    LeastSquares,
+    Motion,
+    Nearest,
+    Source,
+    Step,
+    steps,
+)
+from .interpolation import LEAST_SAVED, WITH_MODEL, networks_of
+
+if TYPE_CHECKING:
+    from . import Floats, Mask, Quantizer
+
+__all__ = ["Frames"]
+
+_AXES = 2  # of a frame
+_LEAST_LENGTH = 8  # of each
+_EXAMPLES = 6  # of each kind of step, that a forecaster is fitted to
+_TRAINED_ON = 4  # of each set, that weights are fitted to
+_REFERRING_SLOTS = range(3, 6)  # of networks: those of frames that refer
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Choices of the order and of what it refers to.
+
+    Attributes
+    ----------
+    batch : int
+        Leading axes that are frames; the first of them is time.
+    distance : int
+        Of keyframes, a power of two up to 64; 1: every frame refers to those before.
+    forecaster : Forecaster
+    coder : Coder
+        As in `Interpolation`.
+    model : Pack or None
+        As in `Interpolation`.
+    """
+
+    batch: int
+    distance: int
+    forecaster: Forecaster
+    coder: Coder = Coder.ADAPTIVE
+    model: Pack | None = None
+
+    method: ClassVar[Method] = Method.FRAMES
+    kind: ClassVar[str | None] = "interpolation"
+    whole: ClassVar[bool] = False
+
+    @classmethod
+    def candidates(
+        cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
+    ) -> Iterator[Self]:
+        """See `Predictor`: one- and two-sided least squares, for frames with time before them; ``max``: motion."""
+        batch = len(shape) - _AXES
+        if effort == "fast" or batch < 1 or shape[0] < 2 or min(shape[-_AXES:]) < _LEAST_LENGTH:
+            return
+        if effort == "max":
+            yield cls(batch, 1, Motion())
+        for distance in (1, 4) if effort == "default" else (1, 4, 16):
+            if distance < shape[0]:
+                plain = cls(batch, distance, LeastSquares())
+                yield plain
+                yield from (
+                    replace(plain, model=model)
+                    for model in models
+                    if not networks_of(model)[1].isdisjoint(_REFERRING_SLOTS)
+                )
+
+    @classmethod
+    def prepare(cls, pack: Pack) -> None:
+        """See `Learned`."""
+        networks_of(pack)
+
+    def without_model(self) -> Self | None:
+        """See `Learned`."""
+        return replace(self, model=None)
+
+    def refinements(self, effort: str) -> Iterator[Self]:
+        """See `Predictor`: the nearest frames alone, which have no weights to store."""
+        yield replace(self, forecaster=Nearest())
+        if effort == "default" and self.model is None:
+            yield replace(self, coder=Coder.STATIC)
+
+    def handicap(self, effort: str, rate: float, share: float) -> float:
+        """See `Predictor`."""
+        return handicap_of(self.coder, effort, share) * (1.0 if self.model is None else LEAST_SAVED)
+
+    def final(self, effort: str) -> Self:
+        """See `Predictor`."""
+        return replace(self, coder=Coder.MIXED) if effort == "max" else self
+
+    def encode(self, data: Floats, mask: Mask, quantizer: Quantizer) -> tuple[bytes, bytes]:
+        """See `Predictor`; what the forecaster fitted stands before the codes."""
+        fitting = _Fitting(self, data, mask, quantizer)
+        forecaster = self.forecaster.fit(fitting.examples(self.forecaster.every), quantizer.tolerance)
+        out = np.empty_like(data)
+        codes, outliers = _core.encode_frames(
+            data,
+            mask,
+            quantizer.tolerance,
+            quantizer.step,
+            quantizer.offset,
+            *self._choices(),
+            self._schedule(data.shape),
+            self._references(forecaster, out),
+            out,
+            fitting.trained_on(forecaster),
+        )
+        fitted = forecaster.pack()
+        return Writer().varint(len(fitted)).raw(fitted).raw(codes).done(), outliers
+
+    def decode(
+        self, codes: bytes, outliers: bytes, out: Floats, mask: Mask, step: float, offset: float
+    ) -> None:
+        """See `Predictor`."""
+        if out.ndim - self.batch != _AXES or min(out.shape[-_AXES:]) < _LEAST_LENGTH:
+            raise corrupt("shape", f"{out.shape}, {self.batch} frame axes", "two axes more, of 8 or more")
+        reader = Reader(codes, "codes")
+        length = reader.varint()
+        forecaster = type(self.forecaster).unpack(Reader(reader.take(length), "forecaster"))
+        rest = bytes(reader.rest())
+        _core.decode_frames(
+            rest,
+            outliers,
+            out,
+            mask,
+            step,
+            offset,
+            *self._choices(),
+            self._schedule(out.shape),
+            self._references(forecaster, out),
+        )
+
+    def _choices(self) -> tuple[int, int, int, int, _core.LearnedNets | None]:
+        return self.batch, self.coder, 16, 16, None if self.model is None else networks_of(self.model)[0]
+
+    def _schedule(self, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
+        """Return a row for every frame in the order of coding: frame, set, the frames whose codes are contexts, or -1."""
+        planes = math.prod(shape[1 : self.batch])
+        rows = [
+            (
+                step.time * planes + plane,
+                step.set,
+                -1 if step.earlier is None else step.earlier * planes + plane,
+                -1 if step.later is None else step.later * planes + plane,
+            )
+            for step in steps(shape[0], self.distance)
+            for plane in range(planes)
+        ]
+        return np.array(rows, np.int64)
+
+    def _references(self, forecaster: Forecaster, out: Floats) -> Any:
+        """Return what the native core asks for the reference of a frame."""
+        planes = math.prod(out.shape[1 : self.batch])
+        frames = out.reshape(-1, *out.shape[self.batch :])
+        order = {step.time: step for step in steps(out.shape[0], self.distance)}
+
+        def reference(frame: int) -> Floats:
+            time, plane = divmod(frame, planes)
+            return forecaster.predict(order[time], plane, lambda t: frames[t * planes + plane])
+
+        return reference
+
+    def pack(self, step: float, offset: float) -> bytes:
+        """See `Predictor`."""
+        flags = self.coder << 2 | (self.model is not None) << 4
+        exponent = self.distance.bit_length() - 1
+        return Writer().pack("ddBBBB", step, offset, self.batch, flags, exponent, self.forecaster.tag).done()
+
+    @classmethod
+    def unpack(cls, plan: Reader) -> tuple[Self, float, float]:
+        """See `Predictor`."""
+        step, offset = plan.unpack("dd")
+        batch, flags, exponent, tag = plan.take(4)
+        plan.end()
+        coder = Coder(flags >> 2 & 3)
+        sound = flags & ~28 == 0 and (coder in WITH_MODEL or not flags & 16) and batch
+        if not sound or 1 << exponent > MOST_DISTANCE or tag not in FORECASTERS:
+            raise corrupt(
+                "plan",
+                f"{batch} frame axes, flags {flags}, distance 2^{exponent}, forecaster {tag}",
+                f"at least 1, a coder and a model, up to {MOST_DISTANCE}, below {len(FORECASTERS)}",
+            )
+        return cls(batch, 1 << exponent, FORECASTERS[tag](), coder), step, offset
+
+    def describe(self) -> dict[str, Any]:
+        """See `Predictor`."""
+        return {
+            "frame_axes": self.batch,
+            "order": "one-sided" if self.distance == 1 else "two-sided",
+            "keyframes": self.distance,
+            "forecaster": self.forecaster.name,
+            "coder": self.coder.name.lower(),
+        }
+
+
+class _Fitting:
+    """The frames that the encoder fits to, with those before as a quantizer might have left them."""
+
+    def __init__(self, choice: Frames, data: Floats, mask: Mask, quantizer: Quantizer) -> None:
+        self._planes = math.prod(data.shape[1 : choice.batch])
+        self._frames = data.reshape(-1, *data.shape[choice.batch :])
+        self._masks = None if mask is None else mask.reshape(self._frames.shape)
+        self._quantizer = quantizer
+        self._kept: dict[int, Floats] = {}
+        self._steps = steps(data.shape[0], choice.distance)
+
+    def _quantized(self, frame: int) -> Floats:
+        if frame not in self._kept:
+            values = self._frames[frame] / self._quantizer.step
+            np.rint(values, out=values)
+            values *= self._quantizer.step
+            if self._masks is not None:
+                np.copyto(values, self._quantizer.offset, where=self._masks[frame] != 0)
+            self._kept[frame] = np.nan_to_num(values, copy=False, nan=self._quantizer.offset)
+        return self._kept[frame]
+
+    def _source(self, plane: int) -> Source:
+        return lambda t: self._quantized(t * self._planes + plane)
+
+    @staticmethod
+    def _spread(chosen: list[Step], count: int) -> list[Step]:
+        n = min(count, len(chosen))
+        return [chosen[(2 * i + 1) * len(chosen) // (2 * n)] for i in range(n)]
+
+    def examples(self, every: bool) -> list[Example]:
+        """Return all frames that refer, or some of every distance and number of sources."""
+        kinds: dict[tuple[int, int], list[Step]] = {}
+        for step in self._steps:
+            if step.set:
+                kinds.setdefault((step.distance, len(step.sources)), []).append(step)
+        if every:
+            chosen = [
+                (step, plane) for steps in kinds.values() for step in steps for plane in range(self._planes)
+            ]
+        else:
+            some = [step for steps in kinds.values() for step in self._spread(steps, _EXAMPLES)]
+            chosen = [(step, i % self._planes) for i, step in enumerate(some)]
+        return [
+            Example(step, plane, self._original(step.time, plane), self._source(plane))
+            for step, plane in chosen
+        ]
+
+    def _original(self, time: int, plane: int) -> Floats:
+        frame = cast("Floats", self._frames[time * self._planes + plane])
+        if self._masks is None:
+            return frame
+        masked = self._masks[time * self._planes + plane] != 0
+        return cast("Floats", np.where(masked, np.nan, frame).astype(frame.dtype))
+
+    def trained_on(self, forecaster: Forecaster) -> list[tuple[int, int, Floats | None]]:
+        """Return (frame, set, reference) of some frames of every set."""
+        sets: dict[int, list[Step]] = {}
+        for step in self._steps:
+            sets.setdefault(step.set, []).append(step)
+        found: list[tuple[int, int, Floats | None]] = []
+        for number, chosen in sets.items():
+            for i, step in enumerate(self._spread(chosen, _TRAINED_ON)):
+                plane = i % self._planes
+                reference = forecaster.predict(step, plane, self._source(plane)) if number else None
+                found.append((step.time * self._planes + plane, number, reference))
+        return found
