@@ -24,7 +24,7 @@ from aesz_codec.nets import Network
 from aesz_codec.packs import plain
 
 DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
-CONSTANT, INTERPOLATION, CAUSAL, LOSSLESS, BYTES, LOCAL = range(6)
+CONSTANT, INTERPOLATION, CAUSAL, LOSSLESS, BYTES, LOCAL, FRAMES = range(7)
 NO_TRANSFORM, LOGARITHM, INTEGER, LATTICE, SIDE = range(5)
 CROP, LABELS, SIGNS, PLAN, CODES, OUTLIERS, CORRECTIONS, LATTICE_SECTION, MODEL, SIDE_SECTION = range(1, 11)
 MASK = 2**64 - 1
@@ -88,7 +88,7 @@ def decode(stream: bytes, find_model: Callable[[str], Any] | None = None) -> np.
     major, minor, flags, dtype_code, mode, method, transform, ndim = head.take(8)
     require(major == 1, "major version")
     known = flags < 4 and dtype_code < 11 and mode < 4 and ndim <= 32
-    require(known and method < (6 if minor else 5), "header")
+    require(known and method < (7 if minor > 4 else 6 if minor else 5), "header")
     require(transform < (5 if minor > 2 else 4 if minor else 3), "transform")
     last_tag = (CORRECTIONS, LATTICE_SECTION, MODEL, SIDE_SECTION)[min(minor, 3)]
     dtype = np.dtype(DTYPES[dtype_code]).newbyteorder("<")
@@ -119,10 +119,10 @@ def decode(stream: bytes, find_model: Callable[[str], Any] | None = None) -> np.
     checksum = zlib.crc32(head.data[payload_at : head.at])
     require(head.u32() == checksum, "payload checksum")
     head.end()
-    coder = {INTERPOLATION: (17, 2), CAUSAL: (16, 0)}.get(method)
+    coder = {INTERPOLATION: (17, 2), CAUSAL: (16, 0), FRAMES: (17, 2)}.get(method)
     if coder and len(sections.get(PLAN, b"")) > coder[0]:
         require(minor > 0 or sections[PLAN][coder[0]] >> coder[1] < 2, "coder")
-    if method == INTERPOLATION and len(sections.get(PLAN, b"")) > 17 and sections[PLAN][17] & 16:
+    if method in (INTERPOLATION, FRAMES) and len(sections.get(PLAN, b"")) > 17 and sections[PLAN][17] & 16:
         require(minor > 1 and len(sections.get(MODEL, b"")) == 32, "model")
         sections[MODEL] = _model(sections[MODEL].hex(), find_model, "interpolation")
     if method == CAUSAL and len(sections.get(PLAN, b"")) > 16 and sections[PLAN][16] & 16:
@@ -216,9 +216,18 @@ def _region(
     points = Lattice(sections.get(LATTICE_SECTION, b""), shape) if transform == LATTICE else None
     outliers = sections.get(OUTLIERS, b"") if method != LOCAL else b""
     require(len(outliers) % kind.itemsize == 0, "outliers")
+    forecaster = b""
+    if method == FRAMES:
+        cursor = Bytes(codes)
+        forecaster = cursor.take(cursor.varint())
+        codes = codes[cursor.at :]
     loop = ClosedLoop(kind, shape, labels, codes, np.frombuffer(outliers, kind))
-    if method == INTERPOLATION:
-        decode_interpolation(loop, plan, sections.get(MODEL) if len(plan) > 17 and plan[17] & 16 else None)
+    if method in (INTERPOLATION, FRAMES):
+        model = sections.get(MODEL) if len(plan) > 17 and plan[17] & 16 else None
+        if method == FRAMES:
+            decode_frames(loop, plan, forecaster, model)
+        else:
+            decode_interpolation(loop, plan, model)
     elif method == CAUSAL:
         decode_causal(loop, plan, sections.get(MODEL) if len(plan) > 16 and plan[16] & 16 else None)
     else:
@@ -890,9 +899,8 @@ def decode_interpolation(loop: ClosedLoop, plan: bytes, model: Any = None) -> No
     networks = {} if model is None else networks_of(model)
     loop.choose(coder)
     axes = loop.shape[batch:]
-    size, n_axes = math.prod(axes), len(axes)
+    size = math.prod(axes)
     alpha, beta = alpha16 / 16, beta16 / 16
-    top = (max(axes) - 1).bit_length()
 
     def step_of(level: int) -> float:
         d = 1.0
@@ -901,34 +909,69 @@ def decode_interpolation(loop: ClosedLoop, plan: bytes, model: Any = None) -> No
                 d *= alpha
         return step / min(d, beta)
 
-    classes = sorted(range(1, 1 << n_axes), key=lambda c: (c.bit_count(), -c if flags & 2 else c))
-    coded: dict[tuple, dict] = {}
-    gains: dict[tuple, int] = {}
+    work = FrameDecoder(loop, axes, step_of, bool(flags & 2), networks)
     for frame in range(math.prod(loop.shape[:batch])):
-        refers = bool(flags & 1) and frame > 0
         start = frame * size
+        before = slice(start - size, start)
+        reference = (loop.v[before], loop.remembered[before]) if flags & 1 and frame > 0 else None
         root = offset if frame == 0 else loop.v[start - size]
-        loop.visit(start, root, step_of(top), (1024, 0, 0, 0, 0, 0))
+        work.decode(start, root, int(reference is not None), reference)
+
+
+Reference = tuple[list[float], list[int]]
+
+
+@dataclass
+class FrameDecoder:
+    """Frames, level by level; weights by set, level and class."""
+
+    loop: ClosedLoop
+    axes: tuple[int, ...]
+    step_of: Callable[[int], float]
+    reverse: bool
+    networks: dict[int, Network]
+    chained: bool = False  # section 21: weights less those of the set before
+
+    def __post_init__(self) -> None:
+        self.coded: dict[tuple, dict] = {}
+        self.last: dict[tuple, list[int]] = {}
+        self.gains: dict[tuple, int] = {}
+
+    def weights(self, key: tuple, n_axes: int, m: int, refers: bool) -> dict[str, list[int]]:
+        weights = default_weights(n_axes, m, refers)
+        if key[1] >= 5:
+            return weights
+        if key not in self.coded:
+            flat = [w for ws in weights.values() for w in ws]
+            last = self.last.get(key[1:], []) if self.chained else []
+            less = [*last[: len(flat)], *flat[len(last) :]]
+            found = [self.loop.weight(w) for w in less]
+            self.last[key[1:]] = found
+            numbers = iter(found)
+            self.coded[key] = {name: [next(numbers) for _ in ws] for name, ws in weights.items()}
+        return self.coded[key]
+
+    def decode(self, start: int, root: float, group: int, reference: Reference | None) -> None:
+        loop, axes, n_axes = self.loop, self.axes, len(self.axes)
+        top = (max(axes) - 1).bit_length()
+        classes = sorted(range(1, 1 << n_axes), key=lambda c: (c.bit_count(), -c if self.reverse else c))
+        refers = reference is not None
+        loop.visit(start, root, self.step_of(top), (1024, 0, 0, 0, 0, 0))
         for level in range(top - 1, -1, -1):
             for members in classes:
                 odd = [a for a in range(n_axes) if members >> a & 1]
                 if any(axes[a] <= 1 << level for a in odd):
                     continue
-                weights = default_weights(n_axes, len(odd), refers)
-                if level < 5:
-                    key = (refers, level, members)
-                    if key not in coded:
-                        coded[key] = {name: [loop.weight(w) for w in ws] for name, ws in weights.items()}
-                    weights = coded[key]
-                work = Pass(loop, axes, start, level, odd, weights, refers, bool(flags & 2))
-                network = networks.get(slot_of(n_axes, members, refers)) if level < 4 else None
+                key = (group, level, members)
+                weights = self.weights(key, n_axes, len(odd), refers)
+                work = Pass(loop, axes, start, level, odd, weights, reference, self.reverse)
+                network = self.networks.get(slot_of(n_axes, members, refers)) if level < 4 else None
                 if network is not None:
-                    key = (refers, level, members)
-                    if key not in gains:
-                        gains[key] = 8 + (loop.mixed or loop.residuals).read_integer()
-                        require(0 <= gains[key] <= 16, "gain")
-                    work.learned = Learned(work, network, gains[key], step_of(level))
-                work.run(step_of(level))
+                    if key not in self.gains:
+                        self.gains[key] = 8 + (loop.mixed or loop.residuals).read_integer()
+                        require(0 <= self.gains[key] <= 16, "gain")
+                    work.learned = Learned(work, network, self.gains[key], self.step_of(level))
+                work.run(self.step_of(level))
 
 
 def default_weights(n_axes: int, m: int, refers: bool) -> dict[str, list[int]]:
@@ -947,7 +990,7 @@ class Pass:
     level: int
     odd: list[int]
     weights: dict[str, list[int]]
-    refers: bool
+    reference: Reference | None  # values and codes of the frame that this one refers to
     reverse: bool
     learned: Learned | None = None
 
@@ -955,7 +998,8 @@ class Pass:
         self.s = 1 << self.level
         self.even = [a for a in range(len(self.axes)) if a not in self.odd]
         self.strides = self.loop.strides[-len(self.axes) :]
-        self.frame_size = math.prod(self.axes)
+        self.refers = self.reference is not None
+        self.before_values, self.before_codes = self.reference or ([], [])
 
     def run(self, step: float) -> None:
         s, loop = self.s, self.loop
@@ -1002,8 +1046,10 @@ class Pass:
     def mirrored(self, c: tuple[int, ...], a: int) -> bool:
         return c[a] + self.s >= self.axes[a]
 
-    def terms(self, c: tuple[int, ...], at: int, weights: dict[str, list[int]], k: float) -> list[float]:
-        s, v, m = self.s, self.loop.v, len(self.odd)
+    def terms(
+        self, c: tuple[int, ...], v: list[float], at: int, weights: dict[str, list[int]], k: float
+    ) -> list[float]:
+        s, m = self.s, len(self.odd)
         near, far, base = [0.0] * m, [0.0] * m, 1.0
         for i, a in enumerate(self.odd):
             if c[a] - 3 * s >= 0 and c[a] + 3 * s < self.axes[a]:
@@ -1048,14 +1094,13 @@ class Pass:
         return products
 
     def predict(self, c: tuple[int, ...], at: int) -> float:
-        products = self.terms(c, at, self.weights, 1.0)
+        products = self.terms(c, self.loop.v, at, self.weights, 1.0)
         b = self.weights["innovation"][0] / 256 if self.refers else 0.0
         if b != 0:
-            before = at - self.frame_size
-            r = self.loop.v[before]
+            r = self.before_values[at - self.start]
             products.append(0.5 * b * (r + r))
             defaults = default_weights(len(self.axes), len(self.odd), False)
-            products += self.terms(c, before, {**defaults, "diagonal": []}, -b)
+            products += self.terms(c, self.before_values, at - self.start, {**defaults, "diagonal": []}, -b)
         prediction = 0.0
         for product in products:
             prediction += product
@@ -1083,7 +1128,7 @@ class Pass:
             return codes[where]
 
         north, plane = neighbor(1, 0, 0), neighbor(0, 1, 0)
-        reference = codes[at - self.frame_size] if self.refers else 0
+        reference = self.before_codes[at - self.start] if self.refers else 0
         expected = (2 if m <= 2 else 1) * n + 3 * abs(north)
         expected += abs(neighbor(1, 0, -1)) + 2 * abs(neighbor(1, 0, 1)) + 2 * abs(plane) + 4 * abs(reference)
         near = n * (16 // (2 * m))
@@ -1157,10 +1202,10 @@ class Learned:
         v, remembered = work.loop.v, work.loop.remembered
         u = 8 / self.step if self.step else math.inf
 
-        def difference(where: int | None) -> int:
+        def difference(where: int | None, values: list[float] = v) -> int:
             if where is None:
                 return 0
-            d = (v[where] - p) * u
+            d = (values[where] - p) * u
             return 32767 if math.isnan(d) else round(min(max(d, -32767.0), 32767.0))
 
         x = [difference(self.place(c, at, offset)) for offset in self.around]
@@ -1168,12 +1213,12 @@ class Learned:
         reciprocal = 6291456 // spread
         for offset in self.before:
             where = self.place(c, at, offset)
-            x.append(difference(None if where is None else where - work.frame_size))
+            x.append(difference(None if where is None else where - work.start, work.before_values))
         for offset in self.codes:
             where = None if offset is None else self.place(c, at, offset)
             x.append(0 if where is None else 8 * remembered[where])
         if work.refers:
-            x[-1] = 8 * remembered[at - work.frame_size]
+            x[-1] = 8 * work.before_codes[at - work.start]
         x = [clamp((d * reciprocal + 2048) >> 12, -511, 511) for d in x]
         expected, near, other = context[:3]
         summaries = [8 * (class_of(sum16) - 16) for sum16 in (near, expected, other)]
@@ -1198,6 +1243,132 @@ class Learned:
 def spread_class(x: int) -> int:
     e = x.bit_length() - 1
     return 4 * (e - 2) + ((x >> (e - 2)) & 3)
+
+
+# 21. Frames ------------------------------------------------------------------------------------------------
+
+
+def decode_frames(loop: ClosedLoop, plan: bytes, forecaster: bytes, model: Any = None) -> None:
+    require(len(plan) == 20, "plan")
+    step, offset, batch, flags, exponent, tag = struct.unpack("<ddBBBB", plan)
+    require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
+    require(batch > 0 and flags & ~28 == 0 and exponent < 7 and tag < 3, "plan")
+    require(len(loop.shape) == batch + 2 and min(loop.shape[batch:]) >= 8, "frames")
+    coder = flags >> 2 & 3
+    require(not flags & 16 or coder in (0, 3), "a model, and a coder that knows none")
+    loop.choose(coder)
+    axes, times, planes = loop.shape[batch:], loop.shape[0], math.prod(loop.shape[1:batch])
+    size = math.prod(axes)
+    references = (Nearest, LeastSquares, Motion)[tag](Bytes(forecaster))
+    networks = {} if model is None else networks_of(model)
+    work = FrameDecoder(loop, axes, lambda level: step, False, networks, chained=True)
+    for time, distance, earlier, later in order_of(times, 1 << exponent):
+        for plane in range(planes):
+            start = (time * planes + plane) * size
+
+            def frame(t: int, plane: int = plane) -> slice:
+                return slice((t * planes + plane) * size, (t * planes + plane + 1) * size)
+
+            if earlier is None:
+                work.decode(start, offset, 0, None)
+                continue
+            sources = [earlier] if later is None else [earlier, later]
+            if later is None and earlier >= distance:
+                sources.append(earlier - distance)
+            fields = [np.array(loop.v[frame(t)]).reshape(axes) for t in sources]
+            r = references.of(time, plane, distance, fields, later is not None).astype(loop.values.dtype)
+            r = np.where(np.isfinite(r), r, 0).astype(float).ravel().tolist()
+            codes = loop.remembered[frame(earlier)]
+            if later is not None:
+                pairs = zip(codes, loop.remembered[frame(later)], strict=True)
+                codes = [(abs(a) + abs(b) + 1) // 2 for a, b in pairs]
+            work.decode(start, r[0], 1 if distance == 1 else 2 if distance == 2 else 3, (r, codes))
+
+
+def order_of(times: int, distance: int) -> list[tuple[int, int, int | None, int | None]]:
+    """(time, distance, earlier, later)"""
+    order: list[tuple[int, int, int | None, int | None]] = [(0, distance, None, None)]
+    order += [(t, distance, t - distance, None) for t in range(distance, times, distance)]
+    d = distance // 2
+    while d:
+        order += [(t, d, t - d, t + d if t + d < times else None) for t in range(d, times, 2 * d)]
+        d //= 2
+    return order
+
+
+class Nearest:
+    def __init__(self, data: Bytes) -> None:
+        data.end()
+
+    def of(
+        self, time: int, plane: int, distance: int, sources: list[np.ndarray], two_sided: bool
+    ) -> np.ndarray:
+        return 0.5 * sources[0] + 0.5 * sources[1] if two_sided else sources[0]
+
+
+class LeastSquares(Nearest):
+    def __init__(self, data: Bytes) -> None:
+        self.weights = {}
+        for _ in range(data.u8()):
+            e, m = data.u8(), data.u8()
+            require(e < 7 and 1 <= m <= 2 and (e, m) not in self.weights, "weights")
+            numbers = [data.varint() for _ in range(5 * m)]
+            self.weights[e, m] = [n // 2 if n % 2 == 0 else -(n + 1) // 2 for n in numbers]
+            require(max(map(abs, self.weights[e, m])) <= 4096 and sum(self.weights[e, m]) >= 16, "weights")
+        data.end()
+
+    def of(
+        self, time: int, plane: int, distance: int, sources: list[np.ndarray], two_sided: bool
+    ) -> np.ndarray:
+        weights = self.weights.get((distance.bit_length() - 1, len(sources)))
+        if weights is None:
+            return super().of(time, plane, distance, sources, two_sided)
+        lines, columns = (np.arange(n) for n in sources[0].shape)
+        result = np.zeros(sources[0].shape)
+        numbers = iter(weights)
+        for source in sources:
+            for y, x in ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0)):
+                rows, places = np.clip(lines + y, 0, lines[-1]), np.clip(columns + x, 0, columns[-1])
+                result = result + (next(numbers) / sum(weights)) * source[np.ix_(rows, places)]
+        return result
+
+
+class Motion(Nearest):
+    def __init__(self, data: Bytes) -> None:
+        table = [(data.varint(), data.varint(), data.varint()) for _ in range(data.varint())]
+        total = sum(length for _, _, length in table)
+        packed = data.data[data.at :]
+        require(total <= len(packed) << 16 and len({entry[:2] for entry in table}) == len(table), "vectors")
+        try:
+            body = bytes(Zstd().decode(packed))
+        except (RuntimeError, ValueError) as error:
+            raise RejectedStreamError("zstd") from error
+        require(len(body) == total, "vectors")
+        self.vectors, at = {}, 0
+        for time, plane, length in table:
+            self.vectors[time, plane] = np.frombuffer(body[at : at + length], np.int8)
+            at += length
+
+    def of(
+        self, time: int, plane: int, distance: int, sources: list[np.ndarray], two_sided: bool
+    ) -> np.ndarray:
+        vectors = self.vectors.get((time, plane))
+        if vectors is None or two_sided:
+            return super().of(time, plane, distance, sources, two_sided)
+        v = sources[0]
+        down, across = -(-v.shape[0] // 16), -(-v.shape[1] // 16)
+        require(vectors.size == 2 * down * across, "vectors")
+        vectors = vectors.astype(int).reshape(down, across, 2)
+        result = np.empty(v.shape)
+        for y, x in itertools.product(*map(range, v.shape)):
+            a, b = vectors[y // 16, x // 16].tolist()
+            y0, x0 = y + (a >> 1), x + (b >> 1)
+            (y0, y1), (x0, x1) = (
+                (clamp(i, 0, n - 1), clamp(j, 0, n - 1))
+                for i, j, n in ((y0, y0 + (a & 1), v.shape[0]), (x0, x0 + (b & 1), v.shape[1]))
+            )
+            result[y, x] = 0.25 * ((v[y0, x0] + v[y0, x1]) + (v[y1, x0] + v[y1, x1]))
+        return result
 
 
 # 11. Causal ------------------------------------------------------------------------------------------------

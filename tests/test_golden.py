@@ -16,7 +16,7 @@ from aesz_codec.packs import Pack
 from aesz_codec.stream import DTYPES, Method, Section, Stream, Transform
 
 GOLDEN = Path(__file__).with_name("golden")
-VERSIONS = ("1.0", "1.1", "1.2", "1.3", "1.4")
+VERSIONS = ("1.0", "1.1", "1.2", "1.3", "1.4", "1.5")
 ACCEPTED = {
     f"{version}/{name}": expected
     for version in VERSIONS

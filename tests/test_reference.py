@@ -13,7 +13,8 @@ from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.errors import AESZError
 from aesz_codec.packs import Pack
-from aesz_codec.predictors import Causal, Interpolation, Local, Quantizer
+from aesz_codec.predictors import Causal, Frames, Interpolation, Local, Quantizer
+from aesz_codec.predictors.forecasts import LeastSquares, Motion, Nearest
 from aesz_codec.stream import Coder, Method, Section, Stream, Transform, Writer
 
 SHAPES = [(), (1,), (2,), (100,), (17, 23), (1, 50), (9, 10, 11), (3, 1, 8, 9), (3, 4, 5, 6), (2, 2, 3, 4, 5)]
@@ -312,6 +313,12 @@ NEWER = [
     )
 ]
 
+FRAMES = [
+    Frames(1, 4, LeastSquares()),
+    Frames(1, 1, Motion()),
+    Frames(1, 2, LeastSquares(), Coder.STATIC),
+    Frames(1, 2, Nearest(), Coder.MIXED, MODEL),
+]
 LEARNED = [
     Interpolation(batch, reference, coder=coder, model=MODEL)
     for coder in (Coder.ADAPTIVE, Coder.MIXED)
@@ -319,13 +326,13 @@ LEARNED = [
 ]
 
 
-@pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, *LEARNED, Local()], ids=str)
+@pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, *LEARNED, *FRAMES, Local()], ids=str)
 @pytest.mark.parametrize("step", [3.0, 0.1, 1e-3, 1e-6])
 def test_code_magnitudes(reference, predictor, step):
     check(reference, forced(predictor, smooth((11, 9, 10), noise=1), step).to_bytes())
 
 
-@pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, *LEARNED, Local()], ids=str)
+@pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, *LEARNED, *FRAMES, Local()], ids=str)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_quiet_data_with_bursts(reference, predictor, dtype):
     rng = np.random.default_rng(4)

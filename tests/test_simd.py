@@ -119,9 +119,9 @@ def coded(nets):
 LEARNED_ALONE = """
 import sys
 from aesz_codec.packs import Pack
-from aesz_codec.predictors.interpolation import _networks
+from aesz_codec.predictors.interpolation import networks_of
 
-print(*coded(_networks(Pack.from_file(sys.argv[1]))[0]))
+print(*coded(networks_of(Pack.from_file(sys.argv[1]))[0]))
 """
 
 

@@ -379,9 +379,8 @@ class Motion:
             total += length
         if len(dict(found)) != len(found):
             raise corrupt("forecaster", "two fields of vectors for a frame", "one")
-        body = expand(reader.rest(), 1, total, "vectors")
-        parts = np.split(np.frombuffer(body, np.uint8), np.cumsum([length for _, length in found])[:-1])
-        return cls(tuple((key, part.tobytes()) for (key, _), part in zip(found, parts, strict=True)))
+        body = Reader(expand(reader.rest(), 1, total, "vectors"), "vectors")
+        return cls(tuple((key, bytes(body.take(length))) for key, length in found))
 
 
 def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:

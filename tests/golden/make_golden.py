@@ -1,6 +1,6 @@
 """Write the golden streams: ``python tests/golden/make_golden.py [--force [FOLDER ...]]``.
 
-``1.0/`` to ``1.4/`` hold streams of those format versions and ``index.json`` what they decode to; ``reject/`` holds
+``1.0/`` to ``1.5/`` hold streams of those format versions and ``index.json`` what they decode to; ``reject/`` holds
 streams that must fail and the name of the error; ``models/`` holds the packs that streams of both name.  Files that are there
 stay as they are: a released stream is decoded forever.  ``--force`` writes a folder (without one: all) anew, which is right
 only for a format that was never released.
@@ -31,7 +31,8 @@ from aesz_codec.bounds import ErrorBound
 from aesz_codec.errors import CorruptStreamError, ModelNotFoundError
 from aesz_codec.lattice import Lattice
 from aesz_codec.packs import Pack
-from aesz_codec.predictors import Causal, Interpolation, Local, Predictor, Quantizer
+from aesz_codec.predictors import Causal, Frames, Interpolation, Local, Predictor, Quantizer
+from aesz_codec.predictors.forecasts import LeastSquares, Motion, Nearest
 from aesz_codec.predictors.side import Basis
 from aesz_codec.stream import Coder, Method, Section, Stream, Transform, Writer
 from aesz_codec.train.packing import write_pack
@@ -383,6 +384,56 @@ def accepted_1_4() -> Iterator[tuple[str, bytes]]:
     yield "forecast_cropped", cropped.to_bytes()
     narrow = Causal(model=Pack.from_file(MODELS / "forecaster_narrow.aeszpack"))
     yield "forecast_narrow", forced(narrow, field(5, 3, 2, noise=2)).to_bytes()
+
+
+def accepted_1_5() -> Iterator[tuple[str, bytes]]:
+    """Yield names and streams of format 1.5: frames in an order of their own."""
+    for name, kind in (("float32", "f4"), ("float64", "f8")):
+        frames = drifting(7, 10, 11).astype(kind)
+        for distance in (1, 2, 8):
+            for forecaster in (Nearest(), LeastSquares()):
+                label = f"frames_{forecaster.name.replace(' ', '_')}_{distance}_{name}"
+                yield label, forced(Frames(1, distance, forecaster), frames).to_bytes()
+        yield (
+            f"frames_motion_{name}",
+            forced(Frames(1, 1, Motion()), drifting(3, 19, 34).astype(kind)).to_bytes(),
+        )
+    frames = drifting(7, 10, 11).astype("f4")
+    yield "frames_motion_two_sided", forced(Frames(1, 4, Motion()), frames).to_bytes()
+    for coder in (Coder.STATIC, Coder.MIXED):
+        yield f"frames_{coder.name.lower()}", forced(Frames(1, 4, LeastSquares(), coder), frames).to_bytes()
+    many = drifting(10, 9, 8).reshape(5, 2, 9, 8)
+    yield "frames_planes", forced(Frames(2, 2, LeastSquares()), many).to_bytes()
+    yield "frames_planes_motion", forced(Frames(2, 1, Motion()), many).to_bytes()
+    masked = (uniform(7, 10, 11, multiplier=69069) < 0.1).astype(np.uint8)
+    masked[0, 0, 0] = masked[1, 4:9, 5:] = masked[3] = 1
+    yield "frames_labels_lsq", forced(Frames(1, 4, LeastSquares()), frames, labels=masked).to_bytes()
+    yield "frames_labels_motion", forced(Frames(1, 1, Motion()), frames, labels=masked).to_bytes()
+    wild = frames.copy()
+    wild[0, 2, 3], wild[0, 2, 4], wild[1, 6, 10], wild[6, 0, 0] = 1e30, -3e38, 1e12, -1e20
+    yield "frames_outliers", forced(Frames(1, 2, LeastSquares()), wild).to_bytes()
+    model = golden_model()
+    for coder in (Coder.ADAPTIVE, Coder.MIXED):
+        for distance in (1, 4):
+            learned = Frames(1, distance, LeastSquares(), coder, model)
+            yield f"frames_learned_{distance}_{coder.name.lower()}", forced(learned, frames).to_bytes()
+    yield (
+        "frames_fitted_weights",
+        forced(Frames(1, 2, Nearest()), drifting(5, 30, 31, noise=1), 2.0).to_bytes(),
+    )
+    k = np.rint(frames * 8)
+    yield "frames_lattice", on_lattice(Frames(1, 2, LeastSquares()), k, Lattice(273.15, 0.1), 2).to_bytes()
+    integers = forced(
+        Frames(1, 2, LeastSquares()), drifting(4, 9, 10) * 8, 3.0, dtype="int16", transform=Transform.INTEGER
+    )
+    yield "frames_integer", integers.to_bytes()
+
+
+def drifting(frames: int, lines: int, width: int, noise: float = 0.25) -> np.ndarray:
+    """Return noise that moves by two points a frame, and more noise."""
+    ground = uniform(lines, width + 2 * frames) * 4
+    moved = [ground[:, 2 * t : 2 * t + width] for t in range(frames)]
+    return np.stack(moved) + field(frames, lines, width, noise=noise)
 
 
 def latent_numbers(frames: int, modes: int) -> np.ndarray:
@@ -1027,6 +1078,77 @@ def rejected_forecasters() -> Iterator[tuple[str, str, bytes]]:
     yield "forecast_codes_end_too_early", corrupt, cut.to_bytes()
 
 
+def rejected_frames() -> Iterator[tuple[str, str, bytes]]:
+    """Yield the same for method 6."""
+    corrupt = "CorruptStreamError"
+    frames = drifting(7, 10, 11).astype("f4")
+    sound = forced(Frames(1, 2, LeastSquares()), frames)
+    for minor in range(5):
+        yield f"frames_in_1_{minor}", corrupt, resealed(sound.to_bytes(), 5, bytes([minor]))
+    step, offset, batch, flags, exponent, tag = struct.unpack("<ddBBBB", sound.sections[Section.PLAN])
+    for name, plan in {
+        "no_frame_axis": (step, offset, 0, flags, exponent, tag),
+        "one_axis_a_frame": (step, offset, 2, flags, exponent, tag),
+        "flags": (step, offset, batch, flags | 1, exponent, tag),
+        "flags_32": (step, offset, batch, flags | 32, exponent, tag),
+        "static_model": (step, offset, batch, flags | 24, exponent, tag),
+        "distance": (step, offset, batch, flags, 7, tag),
+        "forecaster": (step, offset, batch, flags, exponent, 255),
+        "step": (0.0, offset, batch, flags, exponent, tag),
+    }.items():
+        yield (
+            f"frames_plan_{name}",
+            corrupt,
+            _with(sound, Section.PLAN, struct.pack("<ddBBBB", *plan)).to_bytes(),
+        )
+    short = _with(sound, Section.PLAN, sound.sections[Section.PLAN])
+    short.shape = (11, 10, 7)
+    yield "frames_too_short_lines", corrupt, short.to_bytes()
+    codes = sound.sections[Section.CODES]
+    size, fitted, rest = codes[0], codes[1 : 1 + codes[0]], codes[1 + codes[0] :]
+
+    def with_fitted(data: bytes, stream: Stream = sound, after: bytes = rest) -> bytes:
+        return _with(stream, Section.CODES, Writer().varint(len(data)).raw(data).raw(after).done()).to_bytes()
+
+    yield "frames_no_codes", corrupt, _with(sound, Section.CODES, b"").to_bytes()
+    yield "frames_forecaster_cut", corrupt, with_fitted(fitted[:-1])
+    yield "frames_forecaster_left_over", corrupt, with_fitted(fitted + b"\0")
+    yield (
+        "frames_forecaster_too_long",
+        corrupt,
+        _with(sound, Section.CODES, bytes([127]) + codes[1:size]).to_bytes(),
+    )
+    five = b"\x80\x01" + bytes(4)  # 64 and four zeros
+    yield "frames_weights_twice", corrupt, with_fitted(b"\2\0\1" + five + b"\0\1" + five)
+    yield "frames_weights_sum", corrupt, with_fitted(b"\1\0\1" + bytes([2, 0, 0, 0, 0]))
+    yield (
+        "frames_weights_too_large",
+        corrupt,
+        with_fitted(b"\1\0\1" + Writer().varint(8194).done() + bytes(4)),
+    )
+    yield "frames_weights_distance", corrupt, with_fitted(b"\1\7\1" + five)
+    yield "frames_weights_sources", corrupt, with_fitted(b"\1\0\3" + five * 3)
+    yield "frames_codes_end_too_early", corrupt, with_fitted(fitted, after=rest[:-20])
+    moved = forced(Frames(1, 1, Motion()), drifting(3, 19, 34).astype("f4"))
+    codes = moved.sections[Section.CODES]
+    after = codes[1 + codes[0] :]
+    zstd = zstandard.ZstdCompressor(write_content_size=False)
+    table = Writer().varint(1).varint(1).varint(0).varint(12).done()
+    for name, data in {
+        "none": b"\1",
+        "too_few": table + zstd.compress(bytes(11)),
+        "too_many": table + zstd.compress(bytes(13)),
+        "other_blocks": Writer().varint(1).varint(1).varint(0).varint(10).done() + zstd.compress(bytes(10)),
+        "no_zstd": table + bytes(12),
+        "twice": Writer().varint(2).done() + 2 * table[1:] + zstd.compress(bytes(24)),
+        "huge": Writer().varint(1).varint(1).varint(0).varint(1 << 40).done() + zstd.compress(bytes(12)),
+    }.items():
+        yield f"frames_vectors_{name}", corrupt, with_fitted(data, moved, after)
+    forecaster = bytes.fromhex(Pack.from_file(MODELS / "forecaster.aeszpack").digest)
+    learned = forced(Frames(1, 1, LeastSquares(), model=golden_model()), frames)
+    yield "frames_by_forecaster", "ModelKindError", _with(learned, Section.MODEL, forecaster).to_bytes()
+
+
 def _rejected_locals() -> Iterator[tuple[str, bytes]]:
     local = forced(Local(), field(9, 10).astype("f4"))
     for name, plan in {
@@ -1143,6 +1265,7 @@ def main() -> None:
         "1.2": accepted_1_2,
         "1.3": accepted_1_3,
         "1.4": accepted_1_4,
+        "1.5": accepted_1_5,
     }
     folders = ("models", *versions, "reject")
     forced_folders = () if given is None else given or folders
@@ -1160,6 +1283,7 @@ def main() -> None:
             *rejected_models(),
             *rejected_sides(),
             *rejected_forecasters(),
+            *rejected_frames(),
         )
     }
     write(HERE / "reject", bad, "reject" in forced_folders)

@@ -12,7 +12,8 @@ import numpy as np
 from aesz_codec import _core, pipeline, zoo
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.packs import Pack
-from aesz_codec.predictors import Causal, Interpolation, Local, Predictor, Quantizer
+from aesz_codec.predictors import Causal, Frames, Interpolation, Local, Predictor, Quantizer
+from aesz_codec.predictors.forecasts import LeastSquares, Motion
 from aesz_codec.predictors.side import Basis
 from aesz_codec.stream import Coder, Section, Stream, Writer
 from aesz_codec.train.packing import write_pack
@@ -154,6 +155,10 @@ def samples() -> dict[str, bytes]:
         out[f"forecast-{coder.name.lower()}"] = forced(
             waves(3, 9, 11, noise=0.05), 0.02, Causal(coder, forecaster)
         )
+    moving = np.stack([waves(20, 40, noise=0.5)[2 * t : 2 * t + 12, 3 * t : 3 * t + 18] for t in range(4)])
+    out["frames-least-squares"] = forced(moving, 0.1, Frames(1, 2, LeastSquares()))
+    out["frames-motion"] = forced(moving, 0.1, Frames(1, 1, Motion(), Coder.STATIC))
+    out["frames-planes"] = forced(moving.reshape(2, 2, 12, 18), 0.1, Frames(2, 1, Motion()))
     out["corrected"] = corrected(out["plane"], [0, 17, 18, 89])
     return out
 
