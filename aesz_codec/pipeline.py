@@ -487,23 +487,29 @@ def _smallest(
                 coded.append(candidate.encode(*sample))
             except OverflowError:
                 return
-            least = min((_bytes(trial.coded[: len(coded)]) for trial in best.values()), default=math.inf)
-            if (
-                effort != "max" and _bytes(coded) > _HOPELESS_PART * least
-            ):  # the other samples will not mend it
+            if effort != "max" and given_up(coded, candidate):
                 return
         size = float(_bytes(coded))
         if few_lines and wide < len(samples):
             rival = min(best.values(), key=lambda trial: _bytes(trial.coded))
             size *= _bytes(rival.coded) / max(1, _bytes(rival.coded[:wide]))
+        share = count / values.size
+        size -= min(candidate.side_bytes(values.shape) * (len(coded) - share), size / 2)
         tried[candidate] = size
-        named = 0.0 if candidate.model is None else _MODEL_BYTES * count / values.size  # the sample's share
-        trial = _Trial(
-            size * candidate.handicap(effort, 8 * size / count, count / values.size) + named, candidate, coded
-        )
+        named = 0.0 if candidate.model is None else _MODEL_BYTES * share  # the sample's
+        trial = _Trial(size * candidate.handicap(effort, 8 * size / count, share) + named, candidate, coded)
         kind = candidate.method, candidate.model is not None
         if kind not in best or trial.size < best[kind].size:
             best[kind] = trial
+
+    def given_up(coded: list[tuple[bytes, bytes]], candidate: Predictor) -> bool:
+        """Whether a candidate is so far behind on the first samples that others will not mend it."""
+
+        def beyond_side(coded: list[tuple[bytes, bytes]], candidate: Predictor) -> float:
+            return _bytes(coded) - candidate.side_bytes(values.shape) * len(coded)
+
+        rivals = (beyond_side(trial.coded[: len(coded)], trial.candidate) for trial in best.values())
+        return beyond_side(coded, candidate) > _HOPELESS_PART * max(min(rivals, default=math.inf), 0.0)
 
     learned: list[Learned] = []
     whole: list[Predictor] = []
@@ -525,7 +531,8 @@ def _smallest(
     leaders = sorted(best.values(), key=lambda trial: trial.size)
     for leader in leaders if effort == "max" else leaders[:1]:
         for candidate in leader.candidate.refinements(effort):
-            attempt(candidate)
+            if candidate not in tried:
+                attempt(candidate)
     leaders = sorted(best.values(), key=lambda trial: trial.size)
     least = leaders[0].size if leaders else 0.0
     finalists = [trial.candidate.final(effort) for trial in leaders[:1]]

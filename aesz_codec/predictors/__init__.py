@@ -101,6 +101,9 @@ class Predictor(Protocol):
     def refinements(self, effort: str) -> Iterable[Self]:
         """Return variations worth a trial once this choice has won."""
 
+    def side_bytes(self, shape: tuple[int, ...]) -> float:
+        """Return about how many bytes a stream has beside its codes: a sample has as many as the whole."""
+
     def handicap(self, effort: str, rate: float, share: float) -> float:
         """Return what bytes count against others that take less time: 1.1 must save a tenth.
 

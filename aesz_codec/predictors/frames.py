@@ -35,7 +35,7 @@ from .forecasts import (
     Step,
     steps,
 )
-from .interpolation import LEAST_SAVED, WITH_MODEL, networks_of
+from .interpolation import LEAST_SAVED, WITH_MODEL, can_refer, networks_of
 
 if TYPE_CHECKING:
     from . import Floats, Mask, Quantizer
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 __all__ = ["Frames"]
 
 _AXES = 2  # of a frame
-_LEAST_LENGTH = 8  # of each
-_EXAMPLES = 6  # of each kind of step, that a forecaster is fitted to
-_TRAINED_ON = 4  # of each set, that weights are fitted to
+_LARGE = 1 << 18  # values, from which on fits on samples take next to no time
+_ENOUGH = 120000  # values, of the frames of a kind of steps that something is fitted to
+_MOST_EXAMPLES = 6  # frames of a kind
 _REFERRING_SLOTS = range(3, 6)  # of networks: those of frames that refer
 
 
@@ -80,15 +80,16 @@ class Frames:
     def candidates(
         cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
     ) -> Iterator[Self]:
-        """See `Predictor`: one- and two-sided least squares, for frames with time before them; ``max``: motion."""
+        """See `Predictor`: the nearest frames, for large arrays least squares; one- and two-sided; ``max`` also motion."""
         batch = len(shape) - _AXES
-        if effort == "fast" or batch < 1 or shape[0] < 2 or min(shape[-_AXES:]) < _LEAST_LENGTH:
+        if effort == "fast" or not can_refer(shape):
             return
         if effort == "max":
             yield cls(batch, 1, Motion())
+        fitted = effort == "max" or math.prod(shape) >= _LARGE
         for distance in (1, 4) if effort == "default" else (1, 4, 16):
             if distance < shape[0]:
-                plain = cls(batch, distance, LeastSquares())
+                plain = cls(batch, distance, LeastSquares() if fitted else Nearest())
                 yield plain
                 yield from (
                     replace(plain, model=model)
@@ -106,10 +107,19 @@ class Frames:
         return replace(self, model=None)
 
     def refinements(self, effort: str) -> Iterator[Self]:
-        """See `Predictor`: the nearest frames alone, which have no weights to store."""
+        """See `Predictor`: the other forecaster; for ``default``, the fast coder."""
+        yield replace(self, forecaster=LeastSquares())
         yield replace(self, forecaster=Nearest())
         if effort == "default" and self.model is None:
             yield replace(self, coder=Coder.STATIC)
+            yield replace(self, coder=Coder.STATIC, forecaster=LeastSquares())
+
+    def side_bytes(self, shape: tuple[int, ...]) -> float:
+        """See `Predictor`: weights of the classes of some levels, for every set, and those of the forecaster."""
+        sets = 1 + min(self.distance.bit_length(), 3)
+        return 20 * sets + (
+            12 * self.distance.bit_length() if isinstance(self.forecaster, LeastSquares) else 0
+        )
 
     def handicap(self, effort: str, rate: float, share: float) -> float:
         """See `Predictor`."""
@@ -143,7 +153,7 @@ class Frames:
         self, codes: bytes, outliers: bytes, out: Floats, mask: Mask, step: float, offset: float
     ) -> None:
         """See `Predictor`."""
-        if out.ndim - self.batch != _AXES or min(out.shape[-_AXES:]) < _LEAST_LENGTH:
+        if out.ndim - self.batch != _AXES or not can_refer(out.shape):
             raise corrupt("shape", f"{out.shape}, {self.batch} frame axes", "two axes more, of 8 or more")
         reader = Reader(codes, "codes")
         length = reader.varint()
@@ -234,6 +244,7 @@ class _Fitting:
         self._quantizer = quantizer
         self._kept: dict[int, Floats] = {}
         self._steps = steps(data.shape[0], choice.distance)
+        self._enough = min(_ENOUGH // self._frames[0].size, _MOST_EXAMPLES)
 
     def _quantized(self, frame: int) -> Floats:
         if frame not in self._kept:
@@ -257,7 +268,7 @@ class _Fitting:
 
     @staticmethod
     def _spread(chosen: list[Step], count: int) -> list[Step]:
-        n = min(count, len(chosen))
+        n = max(1, min(count, len(chosen)))
         return [chosen[(2 * i + 1) * len(chosen) // (2 * n)] for i in range(n)]
 
     def examples(self, every: bool) -> list[Example]:
@@ -271,7 +282,7 @@ class _Fitting:
                 (step, plane) for steps in kinds.values() for step in steps for plane in range(self._planes)
             ]
         else:
-            some = [step for steps in kinds.values() for step in self._spread(steps, _EXAMPLES)]
+            some = [step for steps in kinds.values() for step in self._spread(steps, max(2, self._enough))]
             chosen = [(step, i % self._planes) for i, step in enumerate(some)]
         return [
             Example(step, plane, self._original(step.time, plane), self._source(plane))
@@ -286,14 +297,16 @@ class _Fitting:
         return cast("Floats", np.where(masked, np.nan, frame).astype(frame.dtype))
 
     def trained_on(self, forecaster: Forecaster) -> list[tuple[int, int, Floats | None]]:
-        """Return (frame, set, reference) of some frames of every set."""
+        """Return (frame, set, reference) of some frames of every set that refers; those of the rarer sets are fewer."""
         sets: dict[int, list[Step]] = {}
         for step in self._steps:
-            sets.setdefault(step.set, []).append(step)
+            if step.set:
+                sets.setdefault(step.set, []).append(step)
         found: list[tuple[int, int, Floats | None]] = []
         for number, chosen in sets.items():
-            for i, step in enumerate(self._spread(chosen, _TRAINED_ON)):
+            count = self._enough if len(chosen) * 2 > len(self._steps) - 2 else self._enough // 2
+            for i, step in enumerate(self._spread(chosen, count)):
                 plane = i % self._planes
-                reference = forecaster.predict(step, plane, self._source(plane)) if number else None
+                reference = forecaster.predict(step, plane, self._source(plane))
                 found.append((step.time * self._planes + plane, number, reference))
         return found

@@ -43,6 +43,8 @@ __all__ = ["Interpolation"]
 # The networks of a pack: by the number of axes of a frame and whether it refers to the one before, the slots of its classes.
 _SLOTS = {(2, False): range(3), (2, True): range(3, 6), (3, False): range(6, 13)}
 WITH_MODEL = (Coder.ADAPTIVE, Coder.MIXED)  # the coders that know what networks say of codes
+_LEAST_LENGTH = 8  # of the axes of frames that have an order of their own
+_SIDE_BYTES = (0.0, 8.0, 20.0, 60.0, 120.0)  # by the number of axes
 LEAST_SAVED = 1.003  # what bytes with a model count on a sample
 
 
@@ -58,6 +60,11 @@ def networks_of(pack: Pack) -> tuple[_core.LearnedNets, frozenset[int]]:
             found=str(error),
             expected="networks with the inputs and outputs of their slots (docs/format.md, section 18)",
         ) from None
+
+
+def can_refer(shape: tuple[int, ...]) -> bool:
+    """Return whether an array has frames of two axes that are large enough to refer to others."""
+    return len(shape) > 2 and shape[0] > 0 and min(shape[-2:]) >= _LEAST_LENGTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +129,8 @@ class Interpolation:
         yield cls(coder=coder)
         frames = range(max(1, len(shape) - 2), len(shape) - 1) if effort != "max" else range(1, len(shape))
         for batch in frames:
-            yield cls(batch=batch, reference=True, coder=coder)
+            if effort == "fast" or not (can_refer(shape) and batch == len(shape) - 2):  # `Frames` has them
+                yield cls(batch=batch, reference=True, coder=coder)
             if effort != "fast":
                 yield cls(batch=batch, coder=coder)
 
@@ -136,6 +144,10 @@ class Interpolation:
             yield replace(self, alpha16=alpha16, beta16=beta16)
         if self.model is None:
             yield replace(self, reversed=True)
+
+    def side_bytes(self, shape: tuple[int, ...]) -> float:
+        """See `Predictor`: weights of the classes of some levels."""
+        return _SIDE_BYTES[len(shape) - self.batch] * (2 if self.reference else 1)
 
     def handicap(self, effort: str, rate: float, share: float) -> float:
         """See `Predictor`: a model that saves next to nothing on a sample may cost something on the whole."""

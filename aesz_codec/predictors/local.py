@@ -54,6 +54,10 @@ class Local:
         """See `Predictor`."""
         return iter(())
 
+    def side_bytes(self, shape: tuple[int, ...]) -> float:
+        """See `Predictor`."""
+        return 0.0
+
     def handicap(self, effort: str, rate: float, share: float) -> float:
         """See `Predictor`: for ``default`` it must save much, since it takes six to eight times as long."""
         if effort == "max":
