@@ -478,6 +478,11 @@ def _smallest(
     best: dict[tuple[Method, bool], _Trial] = {}  # with and without a model
     tried: dict[Predictor, float] = {}  # bytes; more than anything if a candidate was given up
 
+    def side_bytes(candidate: Predictor) -> float:
+        return (
+            candidate.side_bytes(values.shape) if values.ndim > 2 else 0.0
+        )  # frames alone have large samples
+
     def attempt(candidate: Predictor) -> None:
         coded: list[tuple[bytes, bytes]] = []
         tried[candidate] = math.inf
@@ -494,7 +499,7 @@ def _smallest(
             rival = min(best.values(), key=lambda trial: _bytes(trial.coded))
             size *= _bytes(rival.coded) / max(1, _bytes(rival.coded[:wide]))
         share = count / values.size
-        size -= min(candidate.side_bytes(values.shape) * (len(coded) - share), size / 2)
+        size -= min(side_bytes(candidate) * (len(coded) - share), size / 2)
         tried[candidate] = size
         named = 0.0 if candidate.model is None else _MODEL_BYTES * share  # the sample's
         trial = _Trial(size * candidate.handicap(effort, 8 * size / count, share) + named, candidate, coded)
@@ -506,7 +511,7 @@ def _smallest(
         """Whether a candidate is so far behind on the first samples that others will not mend it."""
 
         def beyond_side(coded: list[tuple[bytes, bytes]], candidate: Predictor) -> float:
-            return _bytes(coded) - candidate.side_bytes(values.shape) * len(coded)
+            return _bytes(coded) - side_bytes(candidate) * len(coded)
 
         rivals = (beyond_side(trial.coded[: len(coded)], trial.candidate) for trial in best.values())
         return beyond_side(coded, candidate) > _HOPELESS_PART * max(min(rivals, default=math.inf), 0.0)
