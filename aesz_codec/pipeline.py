@@ -54,9 +54,11 @@ _MAX_LABELS = 15
 _LEAST_PADDING = 16  # fewer values are cheaper as they are
 _HOPELESS = 1.1  # times the bytes of the best on a sample
 _HOPELESS_MODEL = 1.25  # likewise, with a model: what it has to learn of the data weighs more on a sample
-_HOPELESS_WITHOUT = 1.01  # likewise, without one, where one is best even so
+_WORTH_DECODING = 0.99  # bytes with a model to those without: less would not pay for the time of the networks
 _HOPELESS_PART = 1.2  # likewise, on the first part of a sample
+_HOPELESS_PART_MODEL = 1.5  # likewise, with a model
 _WORTH_A_MODEL = {"default": 1.1, "max": 1.3}  # likewise, without the model that is to be tried
+_WORTH_A_MODEL_OF_KIND = {"default": 1.04, "max": 1.3}  # likewise, to the best of its kind
 _HARDLY_ANYTHING = 0.05  # bits a value
 _VALUES_PER_BYTE = 1 << 20  # no code is cheaper: docs/format.md, section 15
 _DIGEST_BYTES = 32  # of the section "model"
@@ -514,7 +516,8 @@ def _smallest(
             return _bytes(coded) - side_bytes(candidate) * len(coded)
 
         rivals = (beyond_side(trial.coded[: len(coded)], trial.candidate) for trial in best.values())
-        return beyond_side(coded, candidate) > _HOPELESS_PART * max(min(rivals, default=math.inf), 0.0)
+        hopeless = _HOPELESS_PART if candidate.model is None else _HOPELESS_PART_MODEL
+        return beyond_side(coded, candidate) > hopeless * max(min(rivals, default=math.inf), 0.0)
 
     learned: list[Learned] = []
     whole: list[Predictor] = []
@@ -529,13 +532,17 @@ def _smallest(
             else:
                 learned.append(cast(Learned, candidate))
     least = min(tried.values(), default=math.inf)
+    alone = dict(tried)
     for candidate in learned:
         plain = candidate.without_model()
-        if plain is None or tried.get(plain, 0) <= _WORTH_A_MODEL.get(effort, 1.0) * least:
+        of_kind = min((size for p, size in alone.items() if p.method is candidate.method), default=0.0)
+        most = min(_WORTH_A_MODEL.get(effort, 1.0) * least, _WORTH_A_MODEL_OF_KIND.get(effort, 1.0) * of_kind)
+        if plain is None or tried.get(plain, 0) <= most:
             attempt(candidate)
     leaders = sorted(best.values(), key=lambda trial: trial.size)
-    for leader in leaders if effort == "max" else leaders[:1]:
-        for candidate in leader.candidate.refinements(effort):
+    first = leaders if effort == "max" else leaders[:1]
+    for leader in (*first, *(trial for trial in leaders[len(first) :] if trial.candidate.model is not None)):
+        for candidate in leader.candidate.refinements(effort, 8 * _bytes(leader.coded) / count):
             if candidate not in tried:
                 attempt(candidate)
     leaders = sorted(best.values(), key=lambda trial: trial.size)
@@ -547,10 +554,13 @@ def _smallest(
             finalists += [trial.candidate for trial in leaders[:1]]
     elif learned:
         # a sample makes models look bad: the best with one and the best without are both coded, unless a model leads even there
-        first = leaders[0].candidate.model is not None
-        within = _HOPELESS_WITHOUT if first else _HOPELESS_MODEL
-        others = [trial for trial in leaders if (trial.candidate.model is not None) != first]
-        finalists += [trial.candidate.final(effort) for trial in others[:1] if trial.size <= within * least]
+        others = [
+            trial
+            for trial in leaders
+            if trial.candidate.model is not None and trial.size <= _HOPELESS_MODEL * least
+        ]
+        if leaders[0].candidate.model is None:
+            finalists += [trial.candidate.final(effort) for trial in others[:1]]
     finalists += [candidate.final(effort) for candidate in whole]
     # a sample that is the whole need not be coded again
     done = {trial.candidate: trial.coded[0] for trial in leaders} if count == values.size else {}
@@ -561,9 +571,14 @@ def _smallest(
     if not coded:
         final = Interpolation().final(effort)
         coded.append((final, *final.encode(values, mask, quantizer)))
-    return min(
-        coded, key=lambda entry: len(entry[1]) + len(entry[2]) + _MODEL_BYTES * (entry[0].model is not None)
-    )
+
+    def cost(predictor: Predictor, codes: bytes, outliers: bytes) -> float:
+        size = len(codes) + len(outliers)
+        if predictor.model is None:
+            return size
+        return (size + _MODEL_BYTES) / (1.0 if effort == "max" or predictor.whole else _WORTH_DECODING)
+
+    return min(coded, key=lambda entry: cost(*entry))
 
 
 def _cut(

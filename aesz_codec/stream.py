@@ -235,7 +235,8 @@ class Stream:
     @property
     def minor(self) -> int:
         """The least minor version that has what the stream uses."""
-        if self.method is Method.FRAMES:
+        static_model = self.uses_model and self.method is Method.INTERPOLATION and self.coder == Coder.STATIC
+        if self.method is Method.FRAMES or static_model:
             return 5
         if self.uses_model and self.method is Method.CAUSAL:
             return 4

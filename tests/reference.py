@@ -123,7 +123,8 @@ def decode(stream: bytes, find_model: Callable[[str], Any] | None = None) -> np.
     if coder and len(sections.get(PLAN, b"")) > coder[0]:
         require(minor > 0 or sections[PLAN][coder[0]] >> coder[1] < 2, "coder")
     if method in (INTERPOLATION, FRAMES) and len(sections.get(PLAN, b"")) > 17 and sections[PLAN][17] & 16:
-        require(minor > 1 and len(sections.get(MODEL, b"")) == 32, "model")
+        least = 5 if sections[PLAN][17] >> 2 & 3 == 2 else 2
+        require(minor >= least and len(sections.get(MODEL, b"")) == 32, "model")
         sections[MODEL] = _model(sections[MODEL].hex(), find_model, "interpolation")
     if method == CAUSAL and len(sections.get(PLAN, b"")) > 16 and sections[PLAN][16] & 16:
         require(minor > 3 and transform == NO_TRANSFORM and len(sections.get(MODEL, b"")) == 32, "model")
@@ -633,6 +634,8 @@ class StaticDecoder:
         self.prior = {("code", g, s): self.laws[s] for g in range(7) for s in range(32)}
         self.prior |= {("quiet", g, around): quiet for g in range(7) for around in range(4)}
         self.prior |= {("escape",): flat, ("integer",): flat}
+        self.learned_laws = [static_edges(static_law(scale, 5)) for scale in range(40)]
+        self.prior |= {("learned", h, s): self.learned_laws[s] for h in range(14) for s in range(40)}
         self.table = dict(self.prior)
         self.counts = {context: [0] * 16 for context in self.prior}
 
@@ -691,11 +694,12 @@ class StaticDecoder:
         if self.counted < self.interval:
             return
         self.counted, self.interval = 0, min(2 * self.interval, 8192)
-        for s in range(32):
-            counts = [sum(self.counts["code", g, s][i] for g in range(7)) for i in range(16)]
-            parent = static_edges(blended(counts, self.laws[s])) if any(counts) else None
-            for g in range(7):
-                self.prior["code", g, s] = parent
+        for kind, groups, laws in ("code", 7, self.laws), ("learned", 14, self.learned_laws):
+            for s, law_of_scale in enumerate(laws):
+                counts = [sum(self.counts[kind, g, s][i] for g in range(groups)) for i in range(16)]
+                parent = static_edges(blended(counts, law_of_scale)) if any(counts) else None
+                for g in range(groups):
+                    self.prior[kind, g, s] = parent
         for context, counts in self.counts.items():
             prior = self.prior[context]
             if prior is None:
@@ -727,18 +731,53 @@ class StaticDecoder:
                 left += block
             elif s:
                 codes[b + s - 1] = 1 if self.raw(1) else -1
-        tokens = [self.symbol("code", group, scales[i]) for i in left]
-        lengths = [self.counting("escape") for token in tokens if token == 15]
-        for i, token in zip(left, tokens, strict=True):
-            codes[i] = self._code(token, max(0, scales[i] // 2 - 2), lengths)
-            if counts_tokens:
-                self.counts["code", group, scales[i]][token] += 1
-                self.counted += 1
+        self._read_points(left, scales, ("code", group), 2, counts_tokens, codes)
+        self._end_line()
+        return codes
+
+    def read_learned_line(
+        self, expected: list[int], masked: list[bool], group: int, classes: list[int]
+    ) -> list[int]:
+        """Section 18: the same of a line of learned classes."""
+        n = len(expected)
+        codes, scales = [0] * n, [0] * n
+        counts_tokens = self.coded < 1 << 15 or self.lines % 4 == 0
+        for half in range(2):
+            for i in range(half, n, 2):
+                t, e = classes[i], expected[i]
+                if half:
+                    beside = codes[i - 1], codes[i + 1 if i + 1 < n else i - 1]
+                    e += 8 * sum(min(abs(code), 2047) for code in beside)
+                v = class_of(e) + 16 if e > 0 else min(t, 12)
+                scales[i] = (t + v) // 4 if half else (3 * t + v) // 8
+            points = [i for i in range(half, n, 2) if not masked[i]]
+            self._read_points(points, scales, ("learned", 2 * group + half), 7, counts_tokens, codes)
+        self._end_line()
+        return codes
+
+    def _end_line(self) -> None:
         self.lines += 1
         self._rebuild()
         if self.open and self.symbols >= 1 << 16:
             self._close()
-        return codes
+
+    def _read_points(
+        self,
+        points: list[int],
+        scales: list[int],
+        context: tuple,
+        octaves: int,
+        counts_tokens: bool,
+        codes: list[int],
+    ) -> None:
+        """Tokens, lengths and raw bits of some points; scales of more than so many octaves have a shift."""
+        tokens = [self.symbol(*context, scales[i]) for i in points]
+        lengths = [self.counting("escape") for token in tokens if token == 15]
+        for i, token in zip(points, tokens, strict=True):
+            codes[i] = self._code(token, max(0, scales[i] // 2 - octaves), lengths)
+            if counts_tokens:
+                self.counts[(*context, scales[i])][token] += 1
+                self.counted += 1
 
     def _code(self, token: int, shift: int, lengths: list[int]) -> int:
         if token == 15:
@@ -760,11 +799,14 @@ def static_scale(expected: int) -> int:
     return 2 * (e - 2) + ((v >> (e - 1)) & 1)
 
 
-def static_law(scale: int) -> list[int]:
+def static_law(scale: int, finer: int = 0) -> list[int]:
+    """The weights of a scale; with `finer` = 5 of a learned one."""
     o = scale // 2
-    shift = max(0, o - 2)
-    unit = 16 << shift
+    shift = max(0, o - 2 - finer)
+    unit = (256 if finer else 16) << shift
     mean = max(1, ((2 + scale % 2) << (o + 1)) - 4 + (1 << o))
+    if finer:
+        mean = ((5 + 2 * (scale % 2)) << o) - 4 + ((1 << o) >> 1)
     wide = 3 * mean + unit
     x, y, weights = 1 << 20, 1 << 16, []
     for t in range(16):
@@ -858,7 +900,10 @@ class ClosedLoop:
         """With the static and the mixed coder: `line` has places and what predicts each; `scales` if learned."""
         masked = [bool(self.labels[at]) for at, _ in line]
         if self.static:
-            codes = self.static.read_line([context[0] for context in contexts], masked, contexts[0][-1])
+            around = [context[0] for context in contexts], masked, contexts[0][-1]
+            codes = (
+                self.static.read_learned_line(*around, scales) if scales else self.static.read_line(*around)
+            )
         else:
             codes = self.mixed.read_line(contexts, masked, west_weight, scales)
         for (at, predict), q in zip(line, codes, strict=True):
@@ -895,7 +940,7 @@ def decode_interpolation(loop: ClosedLoop, plan: bytes, model: Any = None) -> No
     require(batch < len(loop.shape) and flags < 32 and alpha16 >= 16 and beta16 >= 16, "plan")
     require(flags & 18 != 18, "a model, and the other order")
     coder = flags >> 2 & 3
-    require(not flags & 16 or coder in (0, 3), "a model, and a coder that knows none")
+    require(not flags & 16 or coder != 1, "a model, and a coder that knows none")
     networks = {} if model is None else networks_of(model)
     loop.choose(coder)
     axes = loop.shape[batch:]
@@ -968,7 +1013,7 @@ class FrameDecoder:
                 network = self.networks.get(slot_of(n_axes, members, refers)) if level < 4 else None
                 if network is not None:
                     if key not in self.gains:
-                        self.gains[key] = 8 + (loop.mixed or loop.residuals).read_integer()
+                        self.gains[key] = 8 + (loop.static or loop.mixed or loop.residuals).read_integer()
                         require(0 <= self.gains[key] <= 16, "gain")
                     work.learned = Learned(work, network, self.gains[key], self.step_of(level))
                 work.run(self.step_of(level))
@@ -1234,7 +1279,12 @@ class Learned:
         ]
         outputs = self.network(np.array([row[:-1] for row in rows], np.int16), backend="numpy").tolist()
         scales = []
+        loop = self.work.loop
         for i, ((o, q), row) in enumerate(zip(outputs, rows, strict=True)):
+            sixteen = line[i - i % 16 : i - i % 16 + 16]
+            if loop.static and all(loop.labels[at] for _, at in sixteen):
+                scales.append(0)
+                continue
             predictions[i] += (o * row[-1]) * ((self.gain * self.step) * 2.0**-27)
             scales.append(clamp(spread_class(row[-1]) + ((q + 512) >> 10), 0, 79))
         return scales
@@ -1255,7 +1305,7 @@ def decode_frames(loop: ClosedLoop, plan: bytes, forecaster: bytes, model: Any =
     require(batch > 0 and flags & ~28 == 0 and exponent < 7 and tag < 3, "plan")
     require(len(loop.shape) == batch + 2 and min(loop.shape[batch:]) >= 8, "frames")
     coder = flags >> 2 & 3
-    require(not flags & 16 or coder in (0, 3), "a model, and a coder that knows none")
+    require(not flags & 16 or coder != 1, "a model, and a coder that knows none")
     loop.choose(coder)
     axes, times, planes = loop.shape[batch:], loop.shape[0], math.prod(loop.shape[1:batch])
     size = math.prod(axes)

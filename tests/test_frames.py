@@ -107,14 +107,14 @@ def test_two_sided_order_pays_where_frames_lie_between_their_neighbors():
     assert two < 0.97 * one
 
 
-def test_motion_halves_what_drifts():
+def test_motion_saves_a_third_of_what_drifts():
     """``max`` finds it; nothing else sees it."""
     data = drifting(10)
     with_motion = pipeline.encode(data, BOUND, effort="max")
     info = pipeline.describe(with_motion)
     assert (info.format_version, info.predictor, info.parameters["forecaster"]) == ("1.5", "frames", "motion")
     others = [Interpolation(), Interpolation(1, True), Frames(1, 1, LeastSquares())]
-    assert len(with_motion) < 0.6 * min(coded(other, data)[0] for other in others)
+    assert len(with_motion) < 0.67 * min(coded(other, data)[0] for other in others)
     assert np.abs(pipeline.decode(with_motion) - data).max() <= 0.02
 
 

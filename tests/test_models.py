@@ -31,7 +31,7 @@ from aesz_codec.conversion import convert
 from aesz_codec.models import ModelReference
 from aesz_codec.packs import Pack, plain
 from aesz_codec.predictors import Interpolation, Quantizer, interpolation, learned_by
-from aesz_codec.stream import Method, Section, Stream
+from aesz_codec.stream import Coder, Method, Section, Stream
 from aesz_codec.train.packing import write_pack
 
 BOUND = ErrorBound("abs", 0.5)
@@ -223,7 +223,7 @@ def test_a_model_is_proposed_where_it_has_a_network():
     assert proposed((4, 20, 30), 6) == {(0, False)}
     assert proposed((30,), 0, 3, 6) == set()
     with_model = Interpolation(model=random_pack())
-    assert not any(c.reversed for c in with_model.refinements("max"))
+    assert not any(c.reversed for c in with_model.refinements("max", 1.0))
 
 
 def test_threads_give_the_same_bytes_and_share_the_networks():
@@ -357,7 +357,8 @@ def test_any_networks_decode_any_codes():
         pack = packs[n % 3]
         shape = [(9, 11), (3, 8, 9), (2, 40)][n // 3 % 3]
         batch = len(shape) - 2
-        model = Interpolation(batch, reference=bool(n & 1 and batch), model=pack)
+        coder = (Coder.ADAPTIVE, Coder.STATIC, Coder.MIXED)[n // 9 % 3]
+        model = Interpolation(batch, reference=bool(n & 1 and batch), coder=coder, model=pack)
         wild = waves(*shape) * np.float32(10.0 ** rng.integers(-30, 36))
         stream = Stream(np.dtype("f4"), shape, "abs", 1.0, 1.0, Method.INTERPOLATION)
         step = float(10.0 ** rng.integers(-40, 36))

@@ -107,7 +107,7 @@ def coded(nets):
             array[..., 1:][rng.random(array[..., 1:].shape) < 0.002] = 1e30
             mask = (rng.random(shape) < 0.1).astype("u1")
             for batch in range(len(shape) - 1):
-                for coder in (0, 3):
+                for coder in (0, 2, 3):
                     choices = batch, bool(batch), False, coder, 20, 32, nets
                     for labels, step in ((None, 1.0), (mask, 0.01), (None, 1e-5)):
                         codes, wild = _core.encode_interpolation(array, labels, step / 2, step, 0.25, *choices)

@@ -578,7 +578,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
             gather(pass, around, c, first);
             const int64_t at = frame_ + in_frame;
             if (pass.learned)
-                look(pass, first, c, [&](int64_t i, int points) {
+                look(pass, first, at, c, [&](int64_t i, int points) {
                     if constexpr (!Codes::decoding)
                         if (plan_.samples)
                             plan_.samples->add(pass.slot, tile_, chunk_.data + at + i * line.dx, line.dx,
@@ -598,12 +598,18 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         });
     }
 
-    // Tile after tile of a line: what the network sees and, if there is one, says is in `tile_`.
+    // Tile after tile of a line: what the network sees and, if there is one, says is in `tile_`.  The static coder has no tiles
+    // without a code.
     template <class Visit>
-    void look(Pass& pass, int64_t first, const Coordinates& c, Visit visit) {
+    void look(Pass& pass, int64_t first, int64_t element, const Coordinates& c, Visit visit) {
         pass.learned->start_line(c);
+        const uint8_t* const mask = Codes::narrow ? this->mask_at(element) : nullptr;
         for (int64_t i = 0; i < pass.line.count; i += kTilePoints) {
             const int points = static_cast<int>(std::min<int64_t>(kTilePoints, pass.line.count - i));
+            if (mask && all_masked(mask + i * pass.line.dx, pass.line.dx, points)) {
+                std::fill_n(scale_.begin() + i, points, uint8_t{0});
+                continue;
+            }
             const int64_t at = first + i;
             const TileView<T> view{source_[0] + at,
                                    referring() ? source_[1] + at : nullptr,
@@ -618,6 +624,12 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
             if (pass.net) pass.net->run_tile(tile_.inputs, points, tile_.outputs);
             visit(i, points);
         }
+    }
+
+    static bool all_masked(const uint8_t* mask, int64_t distance, int64_t points) {
+        int64_t masked = 0;
+        for (int64_t i = 0; i < points; ++i) masked += mask[i * distance] != 0;
+        return masked == points;
     }
 
     // Sums of the codes around every point of a line, but those of the line itself.
@@ -638,7 +650,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         if (there(inner - 1)) lines.north = codes - planes.step(inner - 1);
         if (there(inner - 2)) lines.plane = codes - planes.step(inner - 2);
         if (referring()) lines.reference = codes_before_ + first;
-        if constexpr (Codes::narrow) {
+        if (Codes::narrow && !pass.learned) {
             gather_narrow_line(codes, lines, line.count, sums_);
         } else {
             gather_line(codes, lines, line.count, sums_);
@@ -671,8 +683,9 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     Weights fit(const Pass& pass, const std::vector<Sample>& samples) const {
         constexpr int64_t kTooFew = 64;
         const int64_t size = plan_.frame.size * plan_.frames;  // less for a trial, and where time counts
+        const bool hasty = Codes::narrow && !plan_.nets;
         const int64_t enough =
-            Codes::narrow ? std::clamp<int64_t>(size / 256, 400, 1500) : std::clamp<int64_t>(size / 64, 1500, 6000);
+            hasty ? std::clamp<int64_t>(size / 256, 400, 1500) : std::clamp<int64_t>(size / 64, Codes::narrow ? 600 : 1500, 6000);
         const int inner = plan_.frame.n - 1;
         const ClassGeometry& geometry = pass.geometry;
         const Line& line = pass.line;
@@ -705,27 +718,27 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         double prior[kMaxWeights];
         for (std::size_t i = 0; i < static_cast<std::size_t>(n); ++i) prior[i] = defaults[i] * kWeightUnit;
         Weights w = defaults;
-        fit_weights({n, chunk_.tolerance, Codes::narrow ? 1 : 2, 1e-3, kTooFew, false}, sampled, prior, defaults.data(),
-                    w.data());
+        fit_weights({n, chunk_.tolerance, hasty ? 1 : 2, 1e-3, kTooFew, false}, sampled, prior, defaults.data(), w.data());
         return w;
     }
 
     // The gain with the cheapest codes on some lines: bytes grow with the logarithm of errors that exceed half a step.
     int fit_gain(Pass& pass) {
-        constexpr int64_t kTooFew = 500, kEnough = 2000;  // points
+        constexpr int64_t kTooFew = 500;  // points
         constexpr int kGains[5] = {0, 3, 6, 8, 10};
         const Line& line = pass.line;
         int64_t lines = 0, number = 0;
         for_each_line(pass.set, pass.level, [&](int64_t, int64_t, const auto&) { ++lines; });
         if (lines * line.count < kTooFew) return 8;
-        const int64_t skip = std::max<int64_t>(1, lines * line.count / kEnough);
+        const int64_t enough = Codes::narrow ? std::clamp<int64_t>(lines * line.count / 8, 250, 2000) : 2000;
+        const int64_t skip = std::max<int64_t>(1, lines * line.count / enough);
         std::array<double, 5> cost{}, product;  // what is left to be added, as a product of what the logarithm is of
         product.fill(1);
         predict_pass(pass, source_, [&](int64_t first, int64_t in_frame, const Around& around, const Coordinates& c) {
             const int64_t at = frame_ + in_frame;
             if (number++ % skip == 0) {
                 gather(pass, around, c, first);
-                look(pass, first, c, [&](int64_t from, int points) {
+                look(pass, first, at, c, [&](int64_t from, int points) {
                     for (int i = 0; i < points; ++i) {
                         const int64_t here = at + (from + i) * line.dx;
                         if (this->masked(here)) continue;

@@ -160,6 +160,38 @@ AESZ_TARGET inline void classify(const uint16_t* AESZ_RESTRICT expected, int64_t
     }
 }
 
+// What the codes around points say of them, `expected`, as a learned class; what the network says, t, if they say nothing.
+AESZ_TARGET AESZ_INLINE int32_t class_around(uint32_t expected, int32_t t) {
+    const float v = static_cast<float>(static_cast<int32_t>(expected) + 4);
+    int32_t bits;
+    std::memcpy(&bits, &v, 4);
+    const int32_t seen = (bits >> 21) - 4 * (127 + 2), few = t < 12 ? t : 12;
+    return expected ? (seen < kClasses - 1 ? seen : kClasses - 1) + kLearnedFiner : few;
+}
+
+// Learned scales of the even points of a line: two an octave, three quarters from the network.
+AESZ_TARGET inline void classify_even(const uint8_t* AESZ_RESTRICT network, const uint32_t* AESZ_RESTRICT expected, int64_t count,
+                                      uint8_t* AESZ_RESTRICT scale) {
+    for (int64_t i = 0; i < count; ++i) {
+        const int32_t t = network[2 * i];
+        scale[i] = static_cast<uint8_t>((3 * t + class_around(expected[2 * i], t)) >> 3);
+    }
+}
+
+// The same of the odd points, which know the codes beside them: half and half.
+AESZ_TARGET inline void classify_odd(const uint8_t* AESZ_RESTRICT network, const uint32_t* AESZ_RESTRICT expected,
+                                     const int32_t* AESZ_RESTRICT beside, int64_t count, uint8_t* AESZ_RESTRICT scale) {
+    const auto clipped = [](int32_t code) {
+        const int32_t x = code < -kNarrowClip ? kNarrowClip : code < 0 ? -code : code;
+        return static_cast<uint32_t>(x < kNarrowClip ? x : kNarrowClip);
+    };
+    for (int64_t i = 0; i < count; ++i) {
+        const int32_t t = network[2 * i + 1];
+        const uint32_t sum = expected[2 * i + 1] + 8 * (clipped(beside[i]) + clipped(beside[i + 1]));
+        scale[i] = static_cast<uint8_t>((t + class_around(sum, t)) >> 2);
+    }
+}
+
 inline uint16_t small(int16_t code) { return static_cast<uint16_t>(code < 0 ? -code : code); }
 
 // The static coder's sums, of codes clipped to kNarrowClip: below 2^16.

@@ -126,6 +126,15 @@ inline void classify(const uint16_t* expected, int64_t count, uint8_t* scale) {
     (kAvx2 ? avx2::classify : portable::classify)(expected, count, scale);
 }
 
+inline void classify_even(const uint8_t* network, const uint32_t* expected, int64_t count, uint8_t* scale) {
+    (kAvx2 ? avx2::classify_even : portable::classify_even)(network, expected, count, scale);
+}
+
+// `beside`: codes of the even points, one more than there are odd ones.
+inline void classify_odd(const uint8_t* network, const uint32_t* expected, const int32_t* beside, int64_t count, uint8_t* scale) {
+    (kAvx2 ? avx2::classify_odd : portable::classify_odd)(network, expected, beside, count, scale);
+}
+
 template <class T>
 bool all_within(const T* x, const T* y, int64_t count, double tolerance) {
     return kAvx2 ? avx2::all_within(x, y, count, tolerance) : portable::all_within(x, y, count, tolerance);

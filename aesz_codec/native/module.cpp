@@ -160,7 +160,7 @@ void decode_with(const Plan& plan, int coder, const nb::bytes& bytes, const nb::
 
 void take_networks(InterpolationPlan& plan, const LearnedNets* nets, int coder) {
     const CoderKind kind = coder_kind(coder);
-    if (nets && (plan.reversed || (kind != CoderKind::adaptive && kind != CoderKind::mixed)))
+    if (nets && (plan.reversed || kind == CoderKind::adaptive_zeros))
         throw CorruptStream("networks do not go together with this coder or order of classes");
     plan.nets = nets;
 }

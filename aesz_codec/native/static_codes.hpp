@@ -21,7 +21,8 @@ namespace aesz {
 
 // ---- tables ----------------------------------------------------------------------------------------------------
 
-constexpr int kTokens = 16, kScales = 32;  // of the scales 28 are in use
+constexpr int kTokens = 16, kScales = 32;                         // of the scales 28 are in use
+constexpr int kLearnedScales = 40, kLearnedGroups = 2 * kGroups;  // even points, odd points
 constexpr int kLanes = 8;
 constexpr uint32_t kLeastState = 1u << 16;
 
@@ -29,6 +30,34 @@ constexpr uint32_t kLeastState = 1u << 16;
 struct alignas(64) TokenTable {
     std::array<uint16_t, kTokens> edge, frequency;
 
+    void set(const std::array<uint32_t, kTokens>& law) {
+        std::array<uint64_t, kTokens> weight;
+        uint64_t sum = 0;
+        for (std::size_t t = 0; t < kTokens; ++t) sum += weight[t] = law[t];
+        set(weight, sum);
+    }
+
+    // Of counts, and of what is expected of a few symbols more.
+    void make(const uint32_t* count, const TokenTable& prior) {
+        constexpr uint64_t kPrior = 24;
+        std::array<uint64_t, kTokens> weight;
+        uint64_t sum = 0;
+        for (std::size_t t = 0; t < kTokens; ++t)
+            sum += weight[t] = (static_cast<uint64_t>(count[t]) << 15) + kPrior * prior.frequency[t];
+        set(weight, sum);
+    }
+
+    // The same; then half of the counts are forgotten if they are many.
+    void refresh(uint32_t* count, const TokenTable& prior) {
+        constexpr uint32_t kHalveAt = 8192;
+        uint32_t total = 0;
+        for (std::size_t t = 0; t < kTokens; ++t) total += count[t];
+        make(count, prior);
+        if (total >= kHalveAt)
+            for (std::size_t t = 0; t < kTokens; ++t) count[t] /= 2;
+    }
+
+  private:
     void set(const std::array<uint64_t, kTokens>& weight, uint64_t sum) {
         const uint64_t scale = (uint64_t{32768 - kTokens} << 46) / sum;
         uint64_t below = 0;
@@ -60,26 +89,63 @@ struct BitBuffer {
 #define AESZ_FILE "token_loops.hpp"
 #include "each_set.hpp"
 
+// Contexts of codes: some groups of scales, whose tables start from the law of the scale and stay near its parent, what all
+// groups have seen of it.
+class ScaleModels {
+  public:
+    using Weights16 = std::array<uint32_t, kTokens>;
+
+    ScaleModels(int groups, const std::vector<Weights16>& laws)
+        : groups_(static_cast<std::size_t>(groups)), scales_(laws.size()), counts_(groups_ * scales_ * kTokens) {
+        for (const Weights16& law : laws) laws_.emplace_back().set(law);
+        for (std::size_t g = 0; g < groups_; ++g) table.insert(table.end(), laws_.begin(), laws_.end());
+    }
+
+    void count(int first, const uint16_t* index, int64_t n) {
+        uint32_t* const counts = counts_.data() + first * kTokens;
+        for (int64_t i = 0; i < n; ++i) ++counts[index[i]];
+    }
+
+    void rebuild() {
+        for (std::size_t scale = 0; scale < scales_; ++scale) {
+            std::array<uint32_t, kTokens> sum{};
+            uint32_t total = 0;
+            for (std::size_t g = 0; g < groups_; ++g)
+                for (std::size_t t = 0; t < kTokens; ++t) sum[t] += counts_[(g * scales_ + scale) * kTokens + t];
+            for (uint32_t s : sum) total += s;
+            if (!total) continue;
+            TokenTable parent;
+            parent.make(sum.data(), laws_[scale]);
+            for (std::size_t g = 0; g < groups_; ++g)
+                table[g * scales_ + scale].refresh(counts_.data() + (g * scales_ + scale) * kTokens, parent);
+        }
+    }
+
+    std::vector<TokenTable> table;  // by group, by scale
+
+  private:
+    std::size_t groups_, scales_;
+    std::vector<TokenTable> laws_;
+    std::vector<uint32_t> counts_;
+};
+
 // All contexts: their tables, and the counts from which these are made now and then.
 class TokenModels {
   public:
-    static constexpr int kQuiet = kGroups * kScales, kEscape = kQuiet + 4 * kGroups, kInteger = kEscape + 1,
-                         kContexts = kInteger + 1;
+    static constexpr int kQuiet = 0, kEscape = kQuiet + 4 * kGroups, kInteger = kEscape + 1, kOthers = kInteger + 1;
 
-    TokenModels() {
-        for (int scale = 0; scale < kScales; ++scale) law_[static_cast<std::size_t>(scale)] = law(scale);
-        flat_.fill(1);
-        quiet_.fill(1);
-        quiet_[0] = 50;
-        parents_.resize(kScales);
-        for (std::size_t scale = 0; scale < kScales; ++scale) set(parents_[scale], law_[scale]);
-        for (std::size_t i = 0; i < kContexts; ++i) set(table[i], i < kQuiet ? law_[i % kScales] : i < kEscape ? quiet_ : flat_);
+    TokenModels() : codes(plain()) {
+        for (std::size_t i = 0; i < kOthers; ++i) other[i] = i < kEscape ? quiet() : flat();
     }
 
-    // Takes part in the tables from the next rebuild on.
-    void count(const uint16_t* index, int64_t n) {
-        for (int64_t i = 0; i < n; ++i) ++counts_[index[i]];
+    // Takes part in the tables from the next rebuild on; `index` counts from the context `first`.
+    void count(ScaleModels& models, int first, const uint16_t* index, int64_t n) {
+        models.count(first, index, n);
         counted_ += n;
+    }
+    void count(int context, int token) {
+        ++counts_[static_cast<std::size_t>(context * kTokens + token)];
+        ++counted_;
     }
     bool counts_all() const { return seen_ < kAll; }
 
@@ -89,18 +155,26 @@ class TokenModels {
         if (counted_ >= interval_) rebuild();
     }
 
-    std::array<TokenTable, kContexts> table;
+    // Of learned classes; made when they are first needed.
+    ScaleModels& learned() {
+        if (!learned_) learned_ = std::make_unique<ScaleModels>(fresh_learned());
+        return *learned_;
+    }
+
+    // Raw bits that go with the tokens of a scale are one more than the shift, if that is not 0.
+    static int shift_of(int scale) { return std::max(0, scale / 2 - 2); }
+    static int learned_shift_of(int scale) { return std::max(0, scale / 2 - 7); }
+
+    ScaleModels codes;
+    std::array<TokenTable, kOthers> other;  // quiet blocks, by group and by what is around; lengths of escapes; integers
 
   private:
-    using Weights16 = std::array<uint32_t, kTokens>;
+    using Weights16 = ScaleModels::Weights16;
     static constexpr int64_t kAll = 1 << 15, kFirst = 64, kLongest = 8192;
-    static constexpr uint64_t kPrior = 24, kHalveAt = 8192;
 
-    static Weights16 law(int scale) {
-        const int octave = scale / 2, shift = std::max(0, octave - 2);
-        const uint64_t unit = uint64_t{16} << shift;
-        const uint64_t middle = ((2 + static_cast<uint64_t>(scale) % 2) << (octave + 1)) - 4 + (uint64_t{1} << octave);
-        const uint64_t mean = std::max<uint64_t>(1, middle), wide = 3 * mean + unit;
+    // What a code of a mean magnitude in 1/one becomes.
+    static Weights16 law(uint64_t mean, uint64_t one, int shift) {
+        const uint64_t unit = one << shift, wide = 3 * mean + unit;
         Weights16 weight;
         uint64_t x = uint64_t{1} << 20, y = uint64_t{1} << 16;
         for (std::size_t t = 0; t < kTokens; ++t) {
@@ -111,57 +185,60 @@ class TokenModels {
         return weight;
     }
 
-    static void set(TokenTable& table, const Weights16& law) {
-        std::array<uint64_t, kTokens> weight;
-        uint64_t sum = 0;
-        for (std::size_t t = 0; t < kTokens; ++t) sum += weight[t] = law[t];
-        table.set(weight, sum);
+    static const ScaleModels& plain() {
+        static const ScaleModels fresh = [] {
+            std::vector<Weights16> laws;
+            for (int scale = 0; scale < kScales; ++scale) {
+                const int octave = scale / 2;
+                const uint64_t middle = ((2 + static_cast<uint64_t>(scale) % 2) << (octave + 1)) - 4 + (uint64_t{1} << octave);
+                laws.push_back(law(std::max<uint64_t>(1, middle), 16, shift_of(scale)));
+            }
+            return ScaleModels(kGroups, laws);
+        }();
+        return fresh;
+    }
+
+    static const ScaleModels& fresh_learned() {
+        static const ScaleModels fresh = [] {
+            std::vector<Weights16> laws;
+            for (int scale = 0; scale < kLearnedScales; ++scale) {
+                const int octave = scale / 2;
+                const uint64_t middle =
+                    ((5 + 2 * (static_cast<uint64_t>(scale) % 2)) << octave) + ((uint64_t{1} << octave) >> 1) - 4;
+                laws.push_back(law(middle, 256, learned_shift_of(scale)));
+            }
+            return ScaleModels(kLearnedGroups, laws);
+        }();
+        return fresh;
+    }
+
+    static TokenTable table_of(uint32_t first) {
+        Weights16 weight;
+        weight.fill(1);
+        weight[0] = first;
+        TokenTable table;
+        table.set(weight);
+        return table;
+    }
+    static const TokenTable& quiet() {
+        static const TokenTable table = table_of(50);
+        return table;
+    }
+    static const TokenTable& flat() {
+        static const TokenTable table = table_of(1);
+        return table;
     }
 
     AESZ_RARE void rebuild() {
         interval_ = std::min(2 * interval_, kLongest);
         counted_ = 0;
-        for (std::size_t scale = 0; scale < kScales; ++scale) {
-            std::array<uint32_t, kTokens> sum{};
-            uint32_t total = 0;
-            for (std::size_t g = 0; g < kGroups; ++g)
-                for (std::size_t t = 0; t < kTokens; ++t) sum[t] += counts_[(g * kScales + scale) * kTokens + t];
-            for (uint32_t s : sum) total += s;
-            if (!total) continue;
-            TokenTable prior;
-            set(prior, law_[scale]);
-            make(parents_[scale], sum.data(), prior);
-            for (std::size_t g = 0; g < kGroups; ++g) refresh(g * kScales + scale, parents_[scale]);
-        }
-        TokenTable prior;
-        set(prior, quiet_);
-        for (std::size_t i = kQuiet; i < kEscape; ++i) refresh(i, prior);
-        set(prior, flat_);
-        refresh(kEscape, prior);
-        refresh(kInteger, prior);
+        codes.rebuild();
+        if (learned_) learned_->rebuild();
+        for (std::size_t i = 0; i < kOthers; ++i) other[i].refresh(counts_.data() + i * kTokens, i < kEscape ? quiet() : flat());
     }
 
-    void refresh(std::size_t context, const TokenTable& prior) {
-        uint32_t* count = counts_.data() + context * kTokens;
-        uint32_t total = 0;
-        for (std::size_t t = 0; t < kTokens; ++t) total += count[t];
-        make(table[context], count, prior);
-        if (total >= kHalveAt)
-            for (std::size_t t = 0; t < kTokens; ++t) count[t] /= 2;
-    }
-
-    static void make(TokenTable& table, const uint32_t* count, const TokenTable& prior) {
-        std::array<uint64_t, kTokens> weight;
-        uint64_t sum = 0;
-        for (std::size_t t = 0; t < kTokens; ++t)
-            sum += weight[t] = (static_cast<uint64_t>(count[t]) << 15) + kPrior * prior.frequency[t];
-        table.set(weight, sum);
-    }
-
-    std::array<Weights16, kScales> law_;
-    Weights16 flat_, quiet_;
-    std::vector<TokenTable> parents_;
-    std::array<uint32_t, kContexts * kTokens> counts_{};
+    std::unique_ptr<ScaleModels> learned_;
+    std::array<uint32_t, kOthers * kTokens> counts_{};
     int64_t counted_ = 0, seen_ = 0, interval_ = kFirst;
 };
 
@@ -307,12 +384,12 @@ class TokenDecoder {
     }
 
     // index: contexts * kTokens on the way in, plus the token on the way out.
-    void tokens(const TokenModels& models, uint16_t* index, int64_t n) {
+    void tokens(const TokenTable* table, uint16_t* index, int64_t n) {
         if (n > 0 && !open_) open();
         const auto read = kAvx2 ? avx2::read_tokens : portable::read_tokens;
-        int64_t i = read(models.table.data(), index, n, state_.data(), count_ % kLanes, word_, words_end_);
+        int64_t i = read(table, index, n, state_.data(), count_ % kLanes, word_, words_end_);
         count_ += i;
-        for (; i < n; ++i) index[i] = static_cast<uint16_t>(index[i] + single(models.table[index[i] / kTokens]));
+        for (; i < n; ++i) index[i] = static_cast<uint16_t>(index[i] + single(table[index[i] / kTokens]));
     }
 
     BitReader& bits() { return bits_; }
@@ -389,47 +466,25 @@ class StaticCodes {
     static constexpr int32_t clip = kNarrowClip;
     static constexpr bool narrow = true;
 
-    explicit StaticCodes(Coder& coder) : coder_(coder), models_(std::make_unique<TokenModels>()) {
-        for (int scale = 0; scale < kScales; ++scale) {
-            shift_[static_cast<std::size_t>(scale)] = static_cast<uint8_t>(shift_of(scale));
-            for (int token = 0; token < kTokens; ++token) {
-                const int shift = shift_of(scale), bits = token == kEscaped ? kEscapeBits : shift ? shift + 1 : token > 0;
-                const int base = shift ? token << (shift + 1) : token ? 2 * token - 1 : 0;
-                step_[static_cast<std::size_t>(scale * kTokens + token)] = static_cast<uint32_t>(base << 8 | bits);
-            }
-        }
-    }
+    explicit StaticCodes(Coder& coder) : coder_(coder), models_(std::make_unique<TokenModels>()) {}
 
     void line(const CodeLine& l, int32_t* code) {
-        reserve(l.count);
-        classify(l.sums.narrow.data(), l.count, scale_.data() + kBlock);
-        std::memset(scale_.data() + kBlock + l.count, 0, kBlock);
-        runs_.clear();
         symbols_ = 0;
-        if (l.mask) {
-            divide<true>(l, code);
+        counts_ = models_->counts_all() || (line_ & 3) == 0;
+        if (l.scale) {
+            learned_line(l, code);
         } else {
-            divide<false>(l, code);
+            reserve(l.count);
+            classify(l.sums.narrow.data(), l.count, scale_.data() + kBlock);
+            std::memset(scale_.data() + kBlock + l.count, 0, kBlock);
+            runs_.clear();
+            if (l.mask) {
+                divide<true>(l, code);
+            } else {
+                divide<false>(l, code);
+            }
+            code_runs(models_->codes, l.group * kScales, Steps::plain(), code);
         }
-        int64_t n = 0;
-        const uint8_t* scale = scale_.data() + kBlock;
-        const uint16_t context = static_cast<uint16_t>(l.group * kScales * kTokens);
-        for (const Run& run : runs_) {
-            for (int64_t i = 0; i < run.count; ++i)
-                index_[static_cast<std::size_t>(n + i)] = static_cast<uint16_t>(context + scale[run.start + i] * kTokens);
-            n += run.count;
-        }
-        if constexpr (decoding) {
-            coder_.tokens(*models_, index_.data(), n);
-            list_escapes(n);
-            code_lengths();
-            read_codes(code);
-        } else {
-            write_codes(code, n);
-            code_lengths();
-        }
-        symbols_ += n;
-        if (models_->counts_all() || (line_ & 3) == 0) models_->count(index_.data(), n);
         models_->line_done(symbols_);
         coder_.line_done();
         ++line_;
@@ -451,12 +506,38 @@ class StaticCodes {
         int64_t start, count;
     };
 
-    static int shift_of(int scale) { return std::max(0, scale / 2 - 2); }
+    // What tokens of scales mean, for every scale: raw bits of a token, and from bit 8 on the folded code less these; the shift.
+    struct Steps {
+        std::vector<uint32_t> step;
+        std::vector<uint8_t> shift;
+
+        Steps(int scales, int (*shift_of)(int)) {
+            for (int scale = 0; scale < scales; ++scale) {
+                const int s = shift_of(scale);
+                shift.push_back(static_cast<uint8_t>(s));
+                for (int token = 0; token < kTokens; ++token) {
+                    const int bits = token == kEscaped ? kEscapeBits : s ? s + 1 : token > 0;
+                    const int base = s ? token << (s + 1) : token ? 2 * token - 1 : 0;
+                    step.push_back(static_cast<uint32_t>(base << 8 | bits));
+                }
+            }
+        }
+        static const Steps& plain() {
+            static const Steps steps(kScales, TokenModels::shift_of);
+            return steps;
+        }
+        static const Steps& learned() {
+            static const Steps steps(kLearnedScales, TokenModels::learned_shift_of);
+            return steps;
+        }
+    };
 
     void reserve(int64_t count) {
         const std::size_t n = static_cast<std::size_t>(count);
         if (index_.size() >= n) return;
         index_.resize(n);
+        even_.resize(n);
+        odd_.resize(n);
         scale_.resize(n + 2 * kBlock);
     }
 
@@ -466,17 +547,19 @@ class StaticCodes {
         return scales == 0;
     }
 
+    // Lists points to be coded by tokens.
+    void append(int64_t start, int64_t count) {
+        if (!runs_.empty() && runs_.back().start + runs_.back().count == start) {
+            runs_.back().count += count;
+        } else {
+            runs_.push_back({start, count});
+        }
+    }
+
     // Codes the quiet blocks and lists what is left.
     template <bool masked>
     void divide(const CodeLine& l, int32_t* code) {
         int64_t i = 0;
-        const auto append = [&](int64_t start, int64_t count) {
-            if (!runs_.empty() && runs_.back().start + runs_.back().count == start) {
-                runs_.back().count += count;
-            } else {
-                runs_.push_back({start, count});
-            }
-        };
         const auto ordinary = [&](int64_t count) {
             if (!masked) return append(i, count);
             for (int64_t k = i; k < i + count; ++k) {
@@ -493,11 +576,7 @@ class StaticCodes {
                 continue;
             }
             const int around = 2 * !zero_scales(i) + !zero_scales(i + 2 * kBlock);
-            const std::size_t context = static_cast<std::size_t>(TokenModels::kQuiet + 4 * l.group + around);
-            int token = decoding ? 0 : quiet_token(code + i);
-            token = coder_.symbol(models_->table[context], token);
-            const uint16_t index = static_cast<uint16_t>(context * kTokens + static_cast<std::size_t>(token));
-            models_->count(&index, 1);
+            const int token = counted_symbol(TokenModels::kQuiet + 4 * l.group + around, decoding ? 0 : quiet_token(code + i));
             ++symbols_;
             if (token >= kMixedBlock) {
                 append(i, kBlock);
@@ -527,8 +606,58 @@ class StaticCodes {
         return at;
     }
 
+    // First the points of even index, then those between them, which know the codes on both sides.
+    void learned_line(const CodeLine& l, int32_t* code) {
+        const int64_t even = (l.count + 1) / 2, odd = l.count / 2;
+        reserve(even + 1);
+        const auto half = [&](int first, int64_t count, int32_t* codes) {
+            runs_.clear();
+            for (int64_t i = 0; l.mask && i < count; ++i) {
+                if (l.masked(2 * i + first)) {
+                    codes[i] = 0;
+                } else {
+                    append(i, 1);
+                }
+            }
+            if (!l.mask) append(0, count);
+            code_runs(models_->learned(), (2 * l.group + first) * kLearnedScales, Steps::learned(), codes);
+        };
+        int32_t *evens = even_.data(), *odds = odd_.data();
+        for (int64_t i = 0; !decoding && i < even; ++i) evens[i] = code[2 * i];
+        for (int64_t i = 0; !decoding && i < odd; ++i) odds[i] = code[2 * i + 1];
+        classify_even(l.scale, l.sums.expected.data(), even, scale_.data() + kBlock);
+        half(0, even, evens);
+        if (odd == even) evens[even] = evens[even - 1];
+        classify_odd(l.scale, l.sums.expected.data(), evens, odd, scale_.data() + kBlock);
+        half(1, odd, odds);
+        if (decoding || l.mask) interleave(evens, odds, l.count, code);
+    }
+
+    // The tokens of the runs, in contexts from `context` on, and what belongs to them.
+    void code_runs(ScaleModels& models, int context, const Steps& steps, int32_t* code) {
+        const TokenTable* table = models.table.data() + context;
+        const uint8_t* scale = scale_.data() + kBlock;
+        int64_t n = 0;
+        for (const Run& run : runs_) {
+            for (int64_t i = 0; i < run.count; ++i)
+                index_[static_cast<std::size_t>(n + i)] = static_cast<uint16_t>(scale[run.start + i] * kTokens);
+            n += run.count;
+        }
+        if constexpr (decoding) {
+            coder_.tokens(table, index_.data(), n);
+            list_escapes(n);
+            code_lengths();
+            read_codes(steps, code);
+        } else {
+            write_codes(table, steps, code, n);
+            code_lengths();
+        }
+        symbols_ += n;
+        if (counts_) models_->count(models, context, index_.data(), n);
+    }
+
     // Tokens and raw bits of the runs.
-    void write_codes(const int32_t* code, int64_t n) {
+    void write_codes(const TokenTable* table, const Steps& steps, const int32_t* code, int64_t n) {
         lengths_.clear();
         uint32_t* symbol = coder_.append(static_cast<std::size_t>(n));
         BitWriter& bits = coder_.bits();
@@ -537,19 +666,18 @@ class StaticCodes {
         uint16_t* index = index_.data();
         for (const Run& run : runs_)
             for (int64_t i = run.start, end = run.start + run.count; i < end; ++i, ++index) {
-                const int64_t done = write(models_->table.data(), step_.data(), shift_.data(), code + i, end - i, index,
+                const int64_t done = write(table, steps.step.data(), steps.shift.data(), code + i, end - i, index,
                                            symbol + (index - index_.data()), bits.buffer);
                 i += done;
                 index += done;
                 if (i == end) break;
-                const std::size_t scale = *index % (kScales * kTokens) / kTokens;
-                const int shift = shift_[scale];
+                const int shift = steps.shift[*index / kTokens];
                 const uint32_t folded = fold(code[i]), high = (folded >> (shift + 1)) + (shift == 0 ? folded & 1 : 0);
-                symbol[index - index_.data()] = TokenEncoder::packed(models_->table[*index / kTokens], kEscaped);
+                symbol[index - index_.data()] = TokenEncoder::packed(table[*index / kTokens], kEscaped);
                 *index = static_cast<uint16_t>(*index + kEscaped);
                 lengths_.push_back(code[i] == kOutlier ? kOutlierLength
                                                        : std::min(highest_bit(high - kEscaped + 1), kOutlierLength - 1));
-                escaped_code(bits, static_cast<int>(scale), lengths_.back(), code[i]);
+                escaped_code(bits, shift, lengths_.back(), code[i]);
             }
     }
 
@@ -562,33 +690,30 @@ class StaticCodes {
     // Lengths of the escaped.
     void code_lengths() {
         for (int& length : lengths_) {
-            length = coder_.symbol(models_->table[TokenModels::kEscape], length);
-            const uint16_t index = static_cast<uint16_t>(TokenModels::kEscape * kTokens + length);
-            models_->count(&index, 1);
+            length = counted_symbol(TokenModels::kEscape, length);
         }
         symbols_ += static_cast<int64_t>(lengths_.size());
     }
 
-    void read_codes(int32_t* code) {
+    void read_codes(const Steps& steps, int32_t* code) {
         std::size_t k = 0, escaped = 0;
         for (const Run& run : runs_)
             for (int64_t i = run.start, end = run.start + run.count; i < end; ++i, ++k) {
-                const int64_t n = coder_.bits().codes(step_.data(), index_.data() + k, end - i, code + i);
+                const int64_t n = coder_.bits().codes(steps.step.data(), index_.data() + k, end - i, code + i);
                 i += n;
                 k += static_cast<std::size_t>(n);
                 if (i == end) break;
-                const std::size_t at = index_[k] % (kScales * kTokens);
-                const int bits = static_cast<int>(step_[at] & 255);
-                code[i] = bits == kEscapeBits
-                              ? escaped_code(coder_.bits(), static_cast<int>(at / kTokens), lengths_[escaped++], 0)
-                              : unfold((step_[at] >> 8) + static_cast<uint32_t>(coder_.bits().code(0, bits)));
+                const std::size_t at = index_[k];
+                const uint32_t step = steps.step[at];
+                const int bits = static_cast<int>(step & 255);
+                code[i] = bits == kEscapeBits ? escaped_code(coder_.bits(), steps.shift[at / kTokens], lengths_[escaped++], 0)
+                                              : unfold((step >> 8) + static_cast<uint32_t>(coder_.bits().code(0, bits)));
             }
     }
 
     template <class Bits>
-    AESZ_RARE int32_t escaped_code(Bits& bits, int scale, int length, int32_t value) {
+    AESZ_RARE int32_t escaped_code(Bits& bits, int shift, int length, int32_t value) {
         if (length == kOutlierLength) return kOutlier;
-        const int shift = shift_of(scale);
         const uint32_t folded = decoding ? 0 : fold(value);
         const uint32_t high = shift ? folded >> (shift + 1) : magnitude(value);
         uint64_t extra = 0;
@@ -609,11 +734,14 @@ class StaticCodes {
         return static_cast<int32_t>(std::clamp<int64_t>(result, -kLargestCode, kLargestCode));
     }
 
+    int counted_symbol(int context, int token) {
+        token = coder_.symbol(models_->other[static_cast<std::size_t>(context)], token);
+        models_->count(context, token);
+        return token;
+    }
+
     uint32_t golomb(uint32_t value, int context) {
-        int length = decoding ? 0 : std::min(highest_bit(value + 1), kTokens - 1);
-        length = coder_.symbol(models_->table[static_cast<std::size_t>(context)], length);
-        const uint16_t index = static_cast<uint16_t>(context * kTokens + length);
-        models_->count(&index, 1);
+        const int length = counted_symbol(context, decoding ? 0 : std::min(highest_bit(value + 1), kTokens - 1));
         if constexpr (!decoding) coder_.bits().reserve(32);
         if (length == kTokens - 1) return static_cast<uint32_t>(coder_.bits().code(value, 32));
         return (1u << length) - 1 + static_cast<uint32_t>(coder_.bits().code(value + 1 - (1u << length), length));
@@ -621,13 +749,13 @@ class StaticCodes {
 
     Coder& coder_;
     std::unique_ptr<TokenModels> models_;
-    std::array<uint32_t, kScales * kTokens> step_;  // raw bits of a token, and from bit 8 on the folded code less these
-    std::array<uint8_t, kScales> shift_;
-    std::vector<uint16_t> index_;  // of what is coded by tokens: context * kTokens + token
-    std::vector<uint8_t> scale_;   // of the line, between zeros
+    std::vector<uint16_t> index_;      // of what is coded by tokens: scale * kTokens + token
+    std::vector<uint8_t> scale_;       // of the line, between zeros
+    std::vector<int32_t> even_, odd_;  // codes of a learned line
     std::vector<Run> runs_;
     std::vector<int> lengths_;
     int64_t line_ = 0, symbols_ = 0;
+    bool counts_ = true;  // whether the tokens of the line are counted
 };
 
 }  // namespace aesz

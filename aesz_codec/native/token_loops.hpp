@@ -47,7 +47,8 @@ AESZ_TARGET inline int64_t read_tokens(const TokenTable* table, uint16_t* index,
     return i;
 }
 
-// Makes codes of tokens and raw bits.  Stops at an escape, or near the end of the bits; returns how many codes it made.
+// Makes codes of tokens and raw bits; `steps` by context and token.  Stops at an escape, or near the end of the bits; returns how
+// many codes it made.
 AESZ_TARGET inline int64_t read_bits(const uint32_t* steps, const uint16_t* index, int64_t n, const uint8_t* data,
                                      std::size_t size, std::size_t& position, int32_t* AESZ_RESTRICT code) {
     if (size < 8) return 0;
@@ -55,7 +56,7 @@ AESZ_TARGET inline int64_t read_bits(const uint32_t* steps, const uint16_t* inde
     const std::size_t last = (size - 8) * 8;
     int64_t i = 0;
     for (; i < n && at <= last; ++i) {
-        const uint32_t step = steps[index[i] % (kScales * kTokens)], bits = step & 255;
+        const uint32_t step = steps[index[i]], bits = step & 255;
         if (AESZ_UNLIKELY(bits > 32)) break;
         const uint64_t word = load_little_endian(data + (at >> 3));
         const uint32_t u = (step >> 8) + (static_cast<uint32_t>(word >> (at & 7)) & ((1u << bits) - 1));
@@ -74,14 +75,14 @@ AESZ_TARGET inline int64_t write_codes(const TokenTable* table, const uint32_t* 
     BitBuffer bits = buffer;
     int64_t i = 0;
     for (; i < n; ++i) {
-        const uint32_t context = index[i], shift = shifts[context % (kScales * kTokens) / kTokens];
+        const uint32_t context = index[i], shift = shifts[context / kTokens];
         const uint32_t folded = fold(code[i]);
         const uint32_t high = (folded >> (shift + 1)) + (folded & (shift == 0));
         if (AESZ_UNLIKELY(high >= kTokens - 1)) break;
         const TokenTable& here = table[context / kTokens];
         symbol[i] = static_cast<uint32_t>(here.edge[high]) | static_cast<uint32_t>(here.frequency[high]) << 15;
         index[i] = static_cast<uint16_t>(context + high);
-        const uint32_t step = steps[(context + high) % (kScales * kTokens)];
+        const uint32_t step = steps[context + high];
         bits.put(folded - (step >> 8), static_cast<int>(step & 255));
     }
     buffer = bits;

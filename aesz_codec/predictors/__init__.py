@@ -98,8 +98,8 @@ class Predictor(Protocol):
         `rate`: bits a value of the best of the predictors before this one, 0 for the first.  `models`: packs of its `kind`.
         """
 
-    def refinements(self, effort: str) -> Iterable[Self]:
-        """Return variations worth a trial once this choice has won."""
+    def refinements(self, effort: str, rate: float) -> Iterable[Self]:
+        """Return variations worth a trial once this choice has won; `rate`: bits a value on a sample."""
 
     def side_bytes(self, shape: tuple[int, ...]) -> float:
         """Return about how many bytes a stream has beside its codes: a sample has as many as the whole."""

@@ -136,7 +136,7 @@ class Causal:
         """See `Learned`."""
         return replace(self, model=None)
 
-    def refinements(self, effort: str) -> Iterator[Self]:
+    def refinements(self, effort: str, rate: float) -> Iterator[Self]:
         """See `Predictor`: for ``default``, the fast coder."""
         if effort == "default" and self.model is None:
             yield replace(self, coder=Coder.STATIC)

@@ -22,7 +22,6 @@ import numpy.typing as npt
 from .. import _core
 from ..packs import Pack
 from ..stream import Coder, Method, Reader, Writer, corrupt
-from .coders import handicap_of
 from .forecasts import (
     FORECASTERS,
     MOST_DISTANCE,
@@ -35,7 +34,7 @@ from .forecasts import (
     Step,
     steps,
 )
-from .interpolation import LEAST_SAVED, WITH_MODEL, can_refer, networks_of
+from .interpolation import QUIET, can_refer, learned_handicap, networks_of
 
 if TYPE_CHECKING:
     from . import Floats, Mask, Quantizer
@@ -86,13 +85,14 @@ class Frames:
             return
         if effort == "max":
             yield cls(batch, 1, Motion())
+        coder = Coder.STATIC if effort == "default" else Coder.ADAPTIVE  # with a model
         fitted = effort == "max" or math.prod(shape) >= _LARGE
         for distance in (1, 4) if effort == "default" else (1, 4, 16):
             if distance < shape[0]:
                 plain = cls(batch, distance, LeastSquares() if fitted else Nearest())
                 yield plain
                 yield from (
-                    replace(plain, model=model)
+                    replace(plain, coder=coder, model=model)
                     for model in models
                     if not networks_of(model)[1].isdisjoint(_REFERRING_SLOTS)
                 )
@@ -103,16 +103,18 @@ class Frames:
         networks_of(pack)
 
     def without_model(self) -> Self | None:
-        """See `Learned`."""
-        return replace(self, model=None)
+        """See `Learned`; without a model trials take ``Coder.ADAPTIVE``."""
+        return replace(self, coder=Coder.ADAPTIVE, model=None)
 
-    def refinements(self, effort: str) -> Iterator[Self]:
+    def refinements(self, effort: str, rate: float) -> Iterator[Self]:
         """See `Predictor`: the other forecaster; for ``default``, the fast coder."""
         yield replace(self, forecaster=LeastSquares())
         yield replace(self, forecaster=Nearest())
         if effort == "default" and self.model is None:
             yield replace(self, coder=Coder.STATIC)
             yield replace(self, coder=Coder.STATIC, forecaster=LeastSquares())
+        if effort == "default" and self.model is not None and rate < QUIET:
+            yield replace(self, coder=Coder.ADAPTIVE)
 
     def side_bytes(self, shape: tuple[int, ...]) -> float:
         """See `Predictor`: weights of the classes of some levels, for every set, and those of the forecaster."""
@@ -123,7 +125,7 @@ class Frames:
 
     def handicap(self, effort: str, rate: float, share: float) -> float:
         """See `Predictor`."""
-        return handicap_of(self.coder, effort, share) * (1.0 if self.model is None else LEAST_SAVED)
+        return learned_handicap(self.coder, self.model, effort, share)
 
     def final(self, effort: str) -> Self:
         """See `Predictor`."""
@@ -214,7 +216,7 @@ class Frames:
         batch, flags, exponent, tag = plan.take(4)
         plan.end()
         coder = Coder(flags >> 2 & 3)
-        sound = flags & ~28 == 0 and (coder in WITH_MODEL or not flags & 16) and batch
+        sound = flags & ~28 == 0 and (coder is not Coder.ADAPTIVE_ZEROS or not flags & 16) and batch
         if not sound or 1 << exponent > MOST_DISTANCE or tag not in FORECASTERS:
             raise corrupt(
                 "plan",

@@ -50,7 +50,7 @@ class Local:
         if effort != "fast" and (effort == "max" or rate >= 1.8) and len(shape) > 1 and min(shape[-2:]) >= 8:
             yield cls()
 
-    def refinements(self, effort: str) -> Iterator[Self]:
+    def refinements(self, effort: str, rate: float) -> Iterator[Self]:
         """See `Predictor`."""
         return iter(())
 

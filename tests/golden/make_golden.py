@@ -265,8 +265,31 @@ def accepted_1_1() -> Iterator[tuple[str, bytes]]:
 
 def accepted_1_2() -> Iterator[tuple[str, bytes]]:
     """Yield names and streams of format 1.2: learned interpolation."""
+    yield from _learned(Coder.ADAPTIVE, Coder.MIXED)
+    learned = Interpolation(coder=Coder.MIXED, model=golden_model())
+    integers = forced(learned, field(9, 10) * 8, 3.0, dtype="int16", transform=Transform.INTEGER)
+    yield "learned_integer", integers.to_bytes()
+    logarithms = forced(learned, field(9, 10), 2.0**-7, dtype="float32", transform=Transform.LOGARITHM)
+    yield "learned_logarithm", logarithms.to_bytes()
+
+
+def accepted_1_5() -> Iterator[tuple[str, bytes]]:
+    """Yield names and streams of format 1.5: networks with the static coder, frames in an order of their own."""
+    yield from _learned(Coder.STATIC)
+    yield from _frames()
     model = golden_model()
-    for coder in (Coder.ADAPTIVE, Coder.MIXED):
+    learned = Interpolation(coder=Coder.STATIC, model=model)
+    refers = Interpolation(1, reference=True, coder=Coder.STATIC, model=model)
+    halves = field(3, 14, 21, noise=8).astype("f4")
+    labels = np.zeros(halves.shape, np.uint8)
+    labels[0, :, ::2] = labels[1, :, 1::2] = labels[2, 3:5] = 1
+    for name, predictor in (("frames", refers), ("3d", learned)):
+        yield f"learned_static_halves_{name}", forced(predictor, halves, labels=labels).to_bytes()
+
+
+def _learned(*coders: Coder) -> Iterator[tuple[str, bytes]]:
+    model = golden_model()
+    for coder in coders:
         learned = functools.partial(Interpolation, coder=coder, model=model)
         refers = learned(1, reference=True)
         prefix = f"learned_{coder.name.lower()}"
@@ -312,18 +335,15 @@ def accepted_1_2() -> Iterator[tuple[str, bytes]]:
         yield f"{prefix}_quiet_3d", forced(learned(), quiet, 8.0).to_bytes()
         # large enough for gains that the encoder chooses
         yield f"{prefix}_gains", forced(learned(), field(46, 48, noise=1), 1.0).to_bytes()
-        for name, predictor, shape in (
+        decisions = (
             ("2d", learned(), (12, 70)),
             ("frames_reference", refers, (3, 11, 18)),
             ("3d", learned(alpha16=17, beta16=24), (9, 10, 12)),
-        ):
+        )
+        for name, predictor, shape in decisions if coder is not Coder.STATIC else ():
             yield f"{prefix}_made_up_{name}", made_up(predictor, shape).to_bytes()
         k = np.rint(field(3, 9, 13, noise=32) * 8)
         yield f"{prefix}_lattice", on_lattice(learned(), k, Lattice(273.15, 0.1), 2).to_bytes()
-    integers = forced(learned(), field(9, 10) * 8, 3.0, dtype="int16", transform=Transform.INTEGER)
-    yield "learned_integer", integers.to_bytes()
-    logarithms = forced(learned(), field(9, 10), 2.0**-7, dtype="float32", transform=Transform.LOGARITHM)
-    yield "learned_logarithm", logarithms.to_bytes()
 
 
 def accepted_1_3() -> Iterator[tuple[str, bytes]]:
@@ -386,8 +406,7 @@ def accepted_1_4() -> Iterator[tuple[str, bytes]]:
     yield "forecast_narrow", forced(narrow, field(5, 3, 2, noise=2)).to_bytes()
 
 
-def accepted_1_5() -> Iterator[tuple[str, bytes]]:
-    """Yield names and streams of format 1.5: frames in an order of their own."""
+def _frames() -> Iterator[tuple[str, bytes]]:
     for name, kind in (("float32", "f4"), ("float64", "f8")):
         frames = drifting(7, 10, 11).astype(kind)
         for distance in (1, 2, 8):
@@ -413,7 +432,7 @@ def accepted_1_5() -> Iterator[tuple[str, bytes]]:
     wild[0, 2, 3], wild[0, 2, 4], wild[1, 6, 10], wild[6, 0, 0] = 1e30, -3e38, 1e12, -1e20
     yield "frames_outliers", forced(Frames(1, 2, LeastSquares()), wild).to_bytes()
     model = golden_model()
-    for coder in (Coder.ADAPTIVE, Coder.MIXED):
+    for coder in (Coder.ADAPTIVE, Coder.STATIC, Coder.MIXED):
         for distance in (1, 4):
             learned = Frames(1, distance, LeastSquares(), coder, model)
             yield f"frames_learned_{distance}_{coder.name.lower()}", forced(learned, frames).to_bytes()
@@ -998,11 +1017,13 @@ def rejected_models() -> Iterator[tuple[str, str, bytes]]:
     for name, other in (
         ("reversed", flags | 2),
         ("with_coder_1", flags | Coder.ADAPTIVE_ZEROS << 2),
-        ("with_coder_2", flags | Coder.STATIC << 2),
         ("of_flag_5", flags | 32),
     ):
         plan = struct.pack("<ddBBBB", step, offset, batch, other, alpha, beta)
         yield f"model_{name}", corrupt, _with(learned, Section.PLAN, plan).to_bytes()
+    plan = struct.pack("<ddBBBB", step, offset, batch, flags | Coder.STATIC << 2, alpha, beta)
+    in_1_5 = _with(learned, Section.PLAN, plan).to_bytes()
+    yield "model_with_coder_2", corrupt, resealed(in_1_5, 5, bytes([2]))
     unknown = _with(learned, Section.MODEL, bytes(range(32)))
     yield "model_nowhere", "ModelNotFoundError", unknown.to_bytes()
     basis = Pack.from_file(MODELS / "basis.aeszpack")
@@ -1091,7 +1112,7 @@ def rejected_frames() -> Iterator[tuple[str, str, bytes]]:
         "one_axis_a_frame": (step, offset, 2, flags, exponent, tag),
         "flags": (step, offset, batch, flags | 1, exponent, tag),
         "flags_32": (step, offset, batch, flags | 32, exponent, tag),
-        "static_model": (step, offset, batch, flags | 24, exponent, tag),
+        "model_and_coder_1": (step, offset, batch, flags | 20, exponent, tag),
         "distance": (step, offset, batch, flags, 7, tag),
         "forecaster": (step, offset, batch, flags, exponent, 255),
         "step": (0.0, offset, batch, flags, exponent, tag),
@@ -1147,6 +1168,21 @@ def rejected_frames() -> Iterator[tuple[str, str, bytes]]:
     forecaster = bytes.fromhex(Pack.from_file(MODELS / "forecaster.aeszpack").digest)
     learned = forced(Frames(1, 1, LeastSquares(), model=golden_model()), frames)
     yield "frames_by_forecaster", "ModelKindError", _with(learned, Section.MODEL, forecaster).to_bytes()
+
+
+def rejected_learned_static() -> Iterator[tuple[str, str, bytes]]:
+    """Yield the same for networks with the static coder."""
+    corrupt = "CorruptStreamError"
+    learned = Interpolation(1, reference=True, coder=Coder.STATIC, model=golden_model())
+    sound = forced(learned, field(3, 15, 18, noise=8).astype("f4"))
+    for minor in range(5):
+        yield f"learned_static_in_1_{minor}", corrupt, resealed(sound.to_bytes(), 5, bytes([minor]))
+    codes = sound.sections[Section.CODES]
+    for name, other in (("cut", codes[:-1]), ("left_over", codes + b"\0"), ("empty", b"")):
+        yield f"learned_static_codes_{name}", corrupt, _with(sound, Section.CODES, other).to_bytes()
+    damaged = bytearray(codes)
+    damaged[len(codes) // 3] ^= 64
+    yield "learned_static_codes_damaged", corrupt, _with(sound, Section.CODES, bytes(damaged)).to_bytes()
 
 
 def _rejected_locals() -> Iterator[tuple[str, bytes]]:
@@ -1283,6 +1319,7 @@ def main() -> None:
             *rejected_models(),
             *rejected_sides(),
             *rejected_forecasters(),
+            *rejected_learned_static(),
             *rejected_frames(),
         )
     }

@@ -129,6 +129,9 @@ def samples() -> dict[str, bytes]:
         "frames": forced(frames, 0.02, Interpolation(batch=1, reference=True)),
         "learned-frames": forced(frames, 0.02, Interpolation(batch=1, reference=True, model=pack)),
         "learned-box": forced(frames, 0.02, Interpolation(model=pack)),
+        "learned-static": forced(
+            frames, 0.02, Interpolation(1, reference=True, coder=Coder.STATIC, model=pack)
+        ),
         "four-axes": forced(waves(3, 4, 5, 4, noise=0.1), 0.1, Interpolation()),
         "four-axes-frames": forced(waves(3, 2, 5, 4, noise=0.1), 0.1, Interpolation(batch=2)),
         "causal-plane": forced(waves(9, 11, noise=0.1), 0.02, Causal()),
