@@ -349,6 +349,17 @@ def test_another_pack_than_the_stream_names():
         pipeline.decode(parsed.to_bytes(), find_model=lambda digest: contexts_pack())
 
 
+@pytest.mark.parametrize("shape", [(190, 190), (10, 60, 64)])
+def test_large_arrays_get_the_fast_coder(shape):
+    data, pack = waves(*shape), fitted_pack()
+    stream = coded(data, pack, "default")
+    info = pipeline.describe(stream)
+    assert (info.format_version, info.parameters["coder"], info.models) == ("1.5", "static", (pack.digest,))
+    assert abs(pipeline.decode(stream, find_model=finder(pack)) - data).max() <= 0.5
+    assert len(stream) <= 1.001 * len(coded(data, None, "default"))
+    assert pipeline.describe(coded(data, pack, "max")).parameters["coder"] == "mixed"
+
+
 def test_any_networks_decode_any_codes():
     """Damage that no checksum sees: wild networks, other codes, other outliers; an array or an error."""
     rng = np.random.default_rng(3)

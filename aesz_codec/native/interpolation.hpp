@@ -469,7 +469,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         pass.slot = level < kLearnedLevels ? LearnedNets::slot(plan_.frame.n, pass.set, referring()) : -1;
         if (pass.slot < 0) return pass;
         if (plan_.nets) pass.net = plan_.nets->find(pass.slot);
-        if (pass.net || plan_.samples) pass.learned.emplace(plan_.frame, pyramid_[level], pass.set, level, order_, referring());
+        if (pass.net || plan_.samples) pass.learned.emplace(plan_.frame, pyramid_[level], pass.set, level, referring());
         if (pass.net) code_gain(pass);
         return pass;
     }

@@ -102,7 +102,7 @@ inline std::vector<Offset> first_of(std::vector<std::pair<int, Offset>>& found, 
 }
 
 // The decoded points nearest to one of the class `set`, by distance, then by offset.
-inline std::vector<Offset> known_around(int axes, int set, const std::vector<int>& order, int count) {
+inline std::vector<Offset> find_known_around(int axes, int set, const std::vector<int>& order) {
     const auto rank = [&](int s) { return std::find(order.begin(), order.end(), s) - order.begin(); };
     Coordinates start{}, end{};
     start.fill(-kReach);
@@ -121,7 +121,19 @@ inline std::vector<Offset> known_around(int axes, int set, const std::vector<int
         const bool known = target == set ? lead < 0 : target == 0 || rank(target) < rank(set);
         if (known) found.emplace_back(distance, o);
     } while (advance(c, axes, end, start));
-    return first_of(found, count);
+    return first_of(found, kAroundPoints);
+}
+
+// The same, found once: that takes as long as coding a thousand points.
+inline const std::vector<Offset>& known_around(int axes, int set) {
+    static const auto all = [] {
+        std::array<std::vector<Offset>, LearnedNets::kSlots> found;
+        for (int n : {2, 3})
+            for (int s = 1; s < 1 << n; ++s)
+                found[static_cast<std::size_t>(LearnedNets::slot(n, s, false))] = find_known_around(n, s, class_order(n, false));
+        return found;
+    }();
+    return all[static_cast<std::size_t>(LearnedNets::slot(axes, set, false))];
 }
 
 // The places in another frame of two axes that are nearest to a point.
@@ -165,10 +177,10 @@ class LearnedPass {
     // Elements around lines that tiles read, though nothing comes of it.
     static constexpr int64_t kRoom = 2 * kTilePoints;
 
-    LearnedPass(const Shape& shape, const LevelPlanes& planes, int set, int level, const std::vector<int>& order, bool refers)
+    LearnedPass(const Shape& shape, const LevelPlanes& planes, int set, int level, bool refers)
         : shape_(shape), level_(level), refers_(refers) {
         const int inner = shape.n - 1;
-        for (const Offset& o : known_around(shape.n, set, order, kAroundPoints)) add(planes, set, o);
+        for (const Offset& o : known_around(shape.n, set)) add(planes, set, o);
         if (refers)
             for (const Offset& o : nearest(kReferencePoints)) add(planes, set, o);
         // codes: beside the point along its odd axes, in the line before, in the plane or the frame before

@@ -34,7 +34,7 @@ from .forecasts import (
     Step,
     steps,
 )
-from .interpolation import QUIET, can_refer, learned_handicap, networks_of
+from .interpolation import QUIET, can_refer, coder_with_model, learned_handicap, networks_of
 
 if TYPE_CHECKING:
     from . import Floats, Mask, Quantizer
@@ -85,7 +85,7 @@ class Frames:
             return
         if effort == "max":
             yield cls(batch, 1, Motion())
-        coder = Coder.STATIC if effort == "default" else Coder.ADAPTIVE  # with a model
+        coder = coder_with_model(shape, effort)
         fitted = effort == "max" or math.prod(shape) >= _LARGE
         for distance in (1, 4) if effort == "default" else (1, 4, 16):
             if distance < shape[0]:
@@ -113,7 +113,7 @@ class Frames:
         if effort == "default" and self.model is None:
             yield replace(self, coder=Coder.STATIC)
             yield replace(self, coder=Coder.STATIC, forecaster=LeastSquares())
-        if effort == "default" and self.model is not None and rate < QUIET:
+        if effort == "default" and self.model is not None and self.coder is Coder.STATIC and rate < QUIET:
             yield replace(self, coder=Coder.ADAPTIVE)
 
     def side_bytes(self, shape: tuple[int, ...]) -> float:

@@ -18,12 +18,13 @@ With a model (a pack of the kind ``interpolation``), small integer networks look
 the finest levels, correct its prediction and say how large its code will be.
 
 Papers: Zhao et al. 2021 (SZ3), Liu et al. 2022 (QoZ: tighter bounds on coarse levels), Liu et al. 2024 (HPEZ: all directions
-at once).  Format: ``docs/format.md``, section 10.  Choose it for smooth fields and loose bounds; about 45 ns a value, 90 with
+at once).  Format: ``docs/format.md``, section 10.  Choose it for smooth fields and loose bounds; about 45 ns a value, 60 with
 a model.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -46,6 +47,7 @@ _LEAST_LENGTH = 8  # of the axes of frames that have an order of their own
 _SIDE_BYTES = (0.0, 8.0, 20.0, 60.0, 120.0)  # by the number of axes
 _LEAST_SAVED = 1.003  # what bytes with a model count on a sample
 QUIET = 0.25  # bits a value, below which the static coder costs much
+_FEW = 1 << 15  # values: not enough for the tables of the fast coder
 
 
 @built_once
@@ -65,6 +67,11 @@ def networks_of(pack: Pack) -> tuple[_core.LearnedNets, frozenset[int]]:
 def can_refer(shape: tuple[int, ...]) -> bool:
     """Return whether an array has frames of two axes that are large enough to refer to others."""
     return len(shape) > 2 and shape[0] > 0 and min(shape[-2:]) >= _LEAST_LENGTH
+
+
+def coder_with_model(shape: tuple[int, ...], effort: str) -> Coder:
+    """Return the coder that a model is tried with."""
+    return Coder.STATIC if effort == "default" and math.prod(shape) > _FEW else Coder.ADAPTIVE
 
 
 def learned_handicap(coder: Coder, model: Pack | None, effort: str, share: float) -> float:
@@ -117,7 +124,7 @@ class Interpolation:
             yield plain
             if effort != "fast":
                 needed = _SLOTS.get((len(shape) - plain.batch, plain.reference), ())
-                coder = Coder.STATIC if effort == "default" else plain.coder
+                coder = coder_with_model(shape, effort)
                 yield from (
                     replace(plain, coder=coder, model=model)
                     for model in models
@@ -147,12 +154,12 @@ class Interpolation:
     def refinements(self, effort: str, rate: float) -> Iterator[Self]:
         """See `Predictor`: ``default`` tries the other coder; ``max`` tighter coarse levels and the other order of the axes.
 
-        With a model the fast coder comes first. It costs 1 to 3 % more, but 10 % where nearly all codes are 0; there the other,
+        With a model the fast coder comes first, but for small arrays. It costs 1 to 3 % more, but 10 % where nearly all codes are 0; there the other,
         which skips them, is no slower.
         """
         if effort == "default" and self.model is None:
             yield replace(self, coder=Coder.STATIC)
-        if effort == "default" and self.model is not None and rate < QUIET:
+        if effort == "default" and self.model is not None and self.coder is Coder.STATIC and rate < QUIET:
             yield replace(self, coder=Coder.ADAPTIVE)
         if effort != "max":
             return
