@@ -154,8 +154,8 @@ class Interpolation:
     def refinements(self, effort: str, rate: float) -> Iterator[Self]:
         """See `Predictor`: ``default`` tries the other coder; ``max`` tighter coarse levels and the other order of the axes.
 
-        With a model the fast coder comes first, but for small arrays. It costs 1 to 3 % more, but 10 % where nearly all codes are 0;
-        there the other, which skips them, is no slower.
+        With a model the fast coder comes first, but for small arrays. It costs 1 to 3 % more, but 10 % where nearly all codes
+        are 0; there the other, which skips them, is no slower.
         """
         if effort == "default" and self.model is None:
             yield replace(self, coder=Coder.STATIC)
