@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from .conversion import ConversionSummary, Progress
+    from .dissection import Forecast
     from .inspection import ChunkReport, StoreReport, VariableReport
     from .packs import Pack
     from .train.training import Judgement
@@ -256,7 +257,20 @@ def _add_inspect(commands: Any) -> None:
         description="Show, by variable, ratio and bound, what the encoder chose, and where the bytes went.",
     )
     inspect.add_argument("store", help="Zarr store to look into")
-    inspect.add_argument("--chunk", metavar="VAR=I,J,...", help="show one chunk in detail")
+    inspect.add_argument(
+        "--chunk",
+        metavar="VAR[=I,J,...]",
+        help="show one chunk in detail (every one of the variable without an index): how its frames refer to one another, and "
+        "what every choice of the encoder would have cost",
+    )
+    inspect.add_argument(
+        "--source",
+        help="with --chunk: what the store was converted from; the choices then code the original values, and their bytes are "
+        "exact. Without, they code the decoded ones: an estimate",
+    )
+    inspect.add_argument(
+        "--header-only", action="store_true", help="with --chunk: decode nothing, leave the choices out"
+    )
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_run_inspect, writes=False)
 
@@ -487,23 +501,39 @@ def _run_verify(options: argparse.Namespace) -> int:
 
 
 def _run_inspect(options: argparse.Namespace) -> int:
-    from .inspection import inspect_chunk, inspect_store
+    from .inspection import inspect_chunk, inspect_chunks, inspect_store
 
     console = _console()
     if options.chunk is not None:
         name, separator, text = options.chunk.rpartition("=")
         try:
-            index = tuple(int(part) for part in text.split(",")) if text else ()
+            index = tuple(int(part) for part in text.split(",")) if separator and text else None
         except ValueError:
             index = None
-        if index is None or not separator:
-            raise _malformed("--chunk", options.chunk, "VARIABLE=I,J,..., as in t2m=0,0,0")
-        chunk = inspect_chunk(options.store, name, index)
+        if separator and index is None:
+            raise _malformed("--chunk", options.chunk, "VARIABLE=I,J,..., as in t2m=0,0,0, or VARIABLE")
+        if options.source and options.header_only:
+            raise _malformed("--source", options.source, "no --header-only beside it")
+        detail: dict[str, Any] = {"candidates": not options.header_only, "source": options.source}
+        if index is not None:
+            chunk = inspect_chunk(options.store, name, index, **detail)
+            if options.json:
+                _print_json(_fields(chunk))
+            else:
+                _print_chunk(console, chunk)
+            return 0
+        chunks = inspect_chunks(options.store, options.chunk, **detail)
         if options.json:
-            _print_json({**_fields(chunk)})
+            _print_json([_fields(chunk) for chunk in chunks])
         else:
-            console.print(_chunk_table(chunk))
+            for chunk in chunks:
+                console.print(f"{chunk.variable}={','.join(map(str, chunk.index))}")
+                _print_chunk(console, chunk)
+                console.print()
         return 0
+    for option, given in (("--source", options.source), ("--header-only", options.header_only)):
+        if given:
+            raise _malformed(option, str(given), "--chunk beside it")
     report = inspect_store(options.store)
     if options.json:
         _print_json(report.to_json())
@@ -989,17 +1019,76 @@ def _details(variable: VariableReport) -> Iterator[str]:
         yield f"  chunk ({index}) cannot be read: {reason}"
 
 
-def _chunk_table(chunk: ChunkReport) -> Table:
-    table = _table(("field", "word"), ("value", "text"))
+def _print_chunk(console: Console, chunk: ChunkReport) -> None:
     fields = _fields(chunk)
     parameters, sections = fields.pop("parameters") or {}, fields.pop("sections") or {}
+    for name in ("forecast", "candidates", "candidates_from"):
+        fields.pop(name)
+    table = _table(("field", "word"), ("value", "text"))
     for name, value in fields.items():
         table.add_row(name.replace("_", " "), str(value))
     for name, value in parameters.items():
         table.add_row(f"parameter {name}", str(value))
     for name, size in sections.items():
         table.add_row(f"section {name}", f"{size} bytes")
-    return table
+    console.print(table)
+    if chunk.forecast is not None:
+        _print_forecast(console, chunk.forecast)
+    if chunk.candidates:
+        console.print()
+        if chunk.candidates_from == "source":
+            console.print("What every choice costs, from the original values:")
+        else:
+            console.print(
+                "What every choice costs, estimated from the decoded values (exact where chosen; --source makes all exact):"
+            )
+        stored = next(c.nbytes for c in chunk.candidates if c.chosen)
+        costs = _table(
+            ("method", "word"),
+            ("choices", "text"),
+            ("bytes", "number"),
+            ("to chosen", "number"),
+            ("", "word"),
+        )
+        for c in chunk.candidates:
+            choices = ", ".join(f"{k} {v}" for k, v in c.parameters.items() if k != "step")
+            costs.add_row(
+                c.method, choices, f"{c.nbytes:,}", f"{c.nbytes / stored:.3f}", "chosen" if c.chosen else ""
+            )
+        console.print(costs)
+
+
+def _print_forecast(console: Console, forecast: Forecast) -> None:
+    console.print()
+    if forecast.used:
+        console.print(
+            f"Frames refer to others: {forecast.order}, keyframes every {forecast.keyframes}, {forecast.forecaster}."
+        )
+    else:
+        console.print("Frames do not refer to others. What the frame before would have told:")
+    for name, value in forecast.fitted.items():
+        console.print(f"  {name}: {value}")
+    gains = _table(
+        ("level", "number"),
+        ("points", "number"),
+        ("left by interpolation", "number"),
+        ("innovation gain", "number"),
+        ("best weight", "number"),
+    )
+    for g in forecast.gains:
+        gains.add_row(str(g.level), f"{g.points:,}", f"{g.left:.4g}", f"{g.gain:.3f}", f"{g.weight:.2f}")
+    console.print(gains)
+    if forecast.weights:
+        console.print()
+        levels = sorted({w.level for w in forecast.weights})
+        weights = _table(
+            ("distance", "word"), ("between", "word"), *((f"level {level}", "number") for level in levels)
+        )
+        by_place = {(w.distance, w.odd, w.level): f"{w.weight:.2f}" for w in forecast.weights}
+        for distance, odd in dict.fromkeys((w.distance, w.odd) for w in forecast.weights):
+            weights.add_row(distance, odd, *(by_place.get((distance, odd, level), "-") for level in levels))
+        console.print("Weights of innovations, by distance of the frames and place of the points:")
+        console.print(weights)
 
 
 def _fields(chunk: ChunkReport) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a store holds: ratios, bounds, what the encoder chose in each chunk, and where the bytes went.
 
-Streams are described from their headers; nothing is decoded.
+Streams are described from their headers; only `inspect_chunk` decodes one, to say what its alternatives would have cost.
 """
 
 from __future__ import annotations
@@ -8,16 +8,33 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ._store import StoredArray, local_path, open_store
+import numpy as np
+
+from . import zoo
+from ._store import StoredArray, local_path, open_source, open_store, read_block
 from .bounds import ErrorBound
 from .errors import AESZError, ConversionError, CorruptStreamError, InvalidConfigError
 
-__all__ = ["ChunkReport", "ModelReport", "StoreReport", "VariableReport", "inspect_chunk", "inspect_store"]
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from .dissection import Candidate, Forecast
+    from .packs import Pack
+
+__all__ = [
+    "ChunkReport",
+    "ModelReport",
+    "StoreReport",
+    "VariableReport",
+    "inspect_chunk",
+    "inspect_chunks",
+    "inspect_store",
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +60,14 @@ class ChunkReport:
         Section name to bytes.
     models : dict of str to (str or None)
         Digests of the models that decode it, to their ids, None where the store does not name one.
+    forecast : Forecast or None
+        How its frames refer to one another, and what that explains; None if it has none.
+    candidates : tuple of Candidate
+        What every choice of the encoder costs, the smallest first; the chosen one as it is stored.
+    candidates_from : str
+        ``source`` if they coded the original values. ``decoded`` if they coded what the stream decodes to; then all but the
+        chosen one are estimates, mostly too high, since decoded values carry the noise of a quantizer: by 2 to 10 %,
+        and up to 25 % at loose bounds. Empty if there are none.
     """
 
     variable: str
@@ -60,6 +85,9 @@ class ChunkReport:
     parameters: Mapping[str, Any] | None = None
     sections: Mapping[str, int] | None = None
     models: Mapping[str, str | None] = field(default_factory=dict)
+    forecast: Forecast | None = None
+    candidates: tuple[Candidate, ...] = ()
+    candidates_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,7 +230,14 @@ def inspect_store(store: str | os.PathLike[str]) -> StoreReport:
     )
 
 
-def inspect_chunk(store: str | os.PathLike[str], variable: str, index: tuple[int, ...]) -> ChunkReport:
+def inspect_chunk(
+    store: str | os.PathLike[str],
+    variable: str,
+    index: tuple[int, ...],
+    *,
+    candidates: bool = True,
+    source: str | os.PathLike[str] | xr.Dataset | None = None,
+) -> ChunkReport:
     """Describe one chunk of one variable.
 
     Parameters
@@ -211,14 +246,58 @@ def inspect_chunk(store: str | os.PathLike[str], variable: str, index: tuple[int
     variable : str
     index : tuple of int
         Of the chunk along each dimension; of the inner chunk in sharded arrays.
+    candidates : bool
+        Decode the chunk, and code it with every choice of the encoder: takes some ten times as long as writing it took. Without,
+        only the header is read.
+    source : path or xarray.Dataset, optional
+        What the store was converted from: the choices then code the original values.
 
     Raises
     ------
     InvalidConfigError
         If the store has no such variable or chunk.
+    ConversionError
+        If chunks are no streams, or the source is none of this variable.
     CorruptStreamError, UnsupportedFormatError
-        If the header of its stream cannot be read.
+        If its stream cannot be read.
+    ModelNotFoundError
+        If `candidates`, and a model of the variable or the stream is not found.
     """
+    stored = _ours(store, variable)
+    counts = stored.chunk_count()
+    if len(index) != len(counts) or any(not 0 <= i < n for i, n in zip(index, counts, strict=True)):
+        raise InvalidConfigError.at(
+            "chunk",
+            found=f"index {index}",
+            expected=f"{len(counts)} numbers below {counts}, one for each dimension",
+        )
+    data = stored.chunk_bytes(index)
+    report = _describe_chunk(stored, index, data)
+    return _dissected(report, stored, data, source) if candidates and data is not None else report
+
+
+def inspect_chunks(
+    store: str | os.PathLike[str],
+    variable: str,
+    *,
+    candidates: bool = True,
+    source: str | os.PathLike[str] | xr.Dataset | None = None,
+) -> Iterator[ChunkReport]:
+    """Describe every chunk of one variable, one after the other; see `inspect_chunk`.
+
+    Raises
+    ------
+    InvalidConfigError
+        If the store has no such variable.
+    ConversionError, CorruptStreamError, UnsupportedFormatError, ModelNotFoundError
+        As `inspect_chunk`.
+    """
+    for index in np.ndindex(*_ours(store, variable).chunk_count()):
+        yield inspect_chunk(store, variable, index, candidates=candidates, source=source)
+
+
+def _ours(store: str | os.PathLike[str], variable: str) -> StoredArray:
+    """Return an array that this codec wrote, and no other codec around it."""
     arrays = open_store(store)
     ours = [name for name, array in arrays.items() if array.bound is not None]
     if variable not in ours:
@@ -228,13 +307,6 @@ def inspect_chunk(store: str | os.PathLike[str], variable: str, index: tuple[int
             expected=f"one of {', '.join(ours) or 'none in this store'}",
         )
     stored = arrays[variable]
-    counts = stored.chunk_count()
-    if len(index) != len(counts) or any(not 0 <= i < n for i, n in zip(index, counts, strict=True)):
-        raise InvalidConfigError.at(
-            "chunk",
-            found=f"index {index}",
-            expected=f"{len(counts)} numbers below {counts}, one for each dimension",
-        )
     if stored.wrapped:
         raise ConversionError.at(
             variable,
@@ -242,7 +314,79 @@ def inspect_chunk(store: str | os.PathLike[str], variable: str, index: tuple[int
             expected="no filters and no compressors beside it",
             remedy="write the store with encoding_for",
         )
-    return _describe_chunk(stored, index, stored.chunk_bytes(index))
+    return stored
+
+
+def _dissected(
+    report: ChunkReport,
+    stored: StoredArray,
+    data: bytes,
+    source: str | os.PathLike[str] | xr.Dataset | None,
+) -> ChunkReport:
+    """Add what only decoding and coding again tell."""
+    from . import dissection, pipeline
+
+    packs = {model.digest: model.pack() for model in stored.models}
+
+    def find_model(digest: str) -> Pack:
+        return packs[digest] if digest in packs else zoo.get(digest)
+
+    if source is None:
+        values = pipeline.decode(data, find_model=find_model)
+    else:
+        values = _original(stored, report, source)
+    exact = report.mode == "lossless"
+    mode = "abs" if report.mode == "range_rel" else report.mode
+    bound = ErrorBound(mode, None if exact else report.tolerance)
+    parameters = dict(report.parameters or {})
+    models = {digest: find_model(digest) for digest in (*packs, *report.models)}
+    tried = dissection.candidates(
+        values,
+        bound,
+        effort=stored.effort or "default",
+        models=list(models.values()),
+        # decoded values may lie on a lattice that the original ones did not
+        snap=source is not None or exact or parameters.get("transform") == "lattice",
+    )
+    chosen = {**parameters, "model": next((name for name in report.models.values() if name), None)}
+    rows = [dissection.Candidate(report.predictor, parameters, report.stored_bytes, chosen=True)]
+    for row in tried:
+        same = row.method == report.predictor and all(chosen.get(k) == v for k, v in row.parameters.items())
+        same = same and ("model" in row.parameters or not report.models)
+        kept_exactly = row.method in ("lossless", "bytes")
+        if not same and (source is not None or exact or not kept_exactly):
+            rows.append(row)
+    return replace(
+        report,
+        forecast=dissection.forecast(data, find_model=find_model),
+        candidates=tuple(sorted(rows, key=lambda row: row.nbytes)),
+        candidates_from="decoded" if source is None else "source",
+    )
+
+
+def _original(
+    stored: StoredArray, report: ChunkReport, source: str | os.PathLike[str] | xr.Dataset
+) -> np.ndarray[Any, Any]:
+    """Read the values that became a chunk; where it reaches over the edge of the array, what Zarr fills it with."""
+    array, name = stored.array, stored.name
+    with open_source(source) as dataset:
+        found = dataset.variables.get(name)
+        if found is None or found.shape != array.shape or found.dtype.kind != array.dtype.kind:
+            raise ConversionError.at(
+                "source",
+                found="no such variable" if found is None else f"{found.dtype}, shape {found.shape}",
+                expected=f"{name!r} with {array.dtype}, shape {array.shape}, as in the store",
+                remedy="give what the store was converted from",
+            )
+        region = tuple(
+            slice(i * c, min(n, (i + 1) * c))
+            for i, c, n in zip(report.index, array.chunks, array.shape, strict=True)
+        )
+        values = read_block(dataset, name, region)
+    chunk = np.full(array.chunks, array.fill_value, array.dtype.newbyteorder("="))
+    with np.errstate(over="ignore"):
+        chunk[tuple(slice(0, n) for n in values.shape)] = values
+    return chunk
 
 
 def _describe_array(stored: StoredArray) -> VariableReport:

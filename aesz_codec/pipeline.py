@@ -159,16 +159,7 @@ def encode(
     if keep_layout:
         flags |= F_ORDERED * (given.flags.f_contiguous and not given.flags.c_contiguous)
         flags |= BIG_ENDIAN * (given.dtype.newbyteorder("=") != given.dtype)
-    region = _region(original)
-    blank = Stream(
-        original.dtype, original.shape, bound.mode, bound.value or 0.0, 0.0, Method.LOSSLESS, flags=flags
-    )
-    if region.shape != original.shape:
-        crop = Writer()
-        for n in region.shape:
-            crop.varint(n)
-        last = original[(-1,) * original.ndim] if original.size else original.dtype.type(0)
-        blank.sections[Section.CROP] = crop.raw(_little_endian(np.asarray(last))).done()
+    region, blank = _begun(original, bound, flags)
     if not region.size:
         blank.method = Method.CONSTANT
         return _verified(blank, original, ErrorBound("lossless"))
@@ -191,6 +182,21 @@ def encode(
             packs = [*models, *(side.pack for side in sides)]
             return _verified(stream, original, kept, coded, lambda: _coded_exactly(region, blank), packs)
     return _verified(_coded_exactly(region, blank), original, ErrorBound("lossless"))
+
+
+def _begun(original: Array, bound: ErrorBound, flags: int = 0) -> tuple[Array, Stream]:
+    """Return what of an array is to be coded, and a stream of everything else."""
+    region = _region(original)
+    blank = Stream(
+        original.dtype, original.shape, bound.mode, bound.value or 0.0, 0.0, Method.LOSSLESS, flags=flags
+    )
+    if region.shape != original.shape:
+        crop = Writer()
+        for n in region.shape:
+            crop.varint(n)
+        last = original[(-1,) * original.ndim] if original.size else original.dtype.type(0)
+        blank.sections[Section.CROP] = crop.raw(_little_endian(np.asarray(last))).done()
+    return region, blank
 
 
 def _verified(
@@ -378,17 +384,20 @@ class _Lossy:
         """Choose the predictor by bytes and code the region with it."""
         if self.stream.transform is not Transform.NONE:  # models that know places know their values too
             models = [model for model in models if model.kind != Causal.kind]
-        predictor, codes, outliers = _smallest(self.values, self.mask, self.quantizer, effort, models)
-        self.stream.method = predictor.method
-        self.stream.sections[Section.PLAN] = predictor.pack(self.quantizer.step, self.quantizer.offset)
-        self.stream.sections[Section.CODES] = codes
+        return self.stream_of(*_smallest(self.values, self.mask, self.quantizer, effort, models))
+
+    def stream_of(self, predictor: Predictor, codes: bytes, outliers: bytes) -> Stream:
+        """Return the stream of what a predictor coded."""
+        sections = {
+            **self.stream.sections,
+            Section.PLAN: predictor.pack(self.quantizer.step, self.quantizer.offset),
+            Section.CODES: codes,
+        }
         if predictor.model is not None:
-            self.stream.sections[Section.MODEL] = bytes.fromhex(predictor.model.digest)
+            sections[Section.MODEL] = bytes.fromhex(predictor.model.digest)
         if outliers:
-            self.stream.sections[Section.OUTLIERS] = _little_endian(
-                np.frombuffer(outliers, self.values.dtype)
-            )
-        return self.stream
+            sections[Section.OUTLIERS] = _little_endian(np.frombuffer(outliers, self.values.dtype))
+        return replace(self.stream, method=predictor.method, sections=sections)
 
 
 def _special_values(region: Array, *, zero: bool) -> tuple[npt.NDArray[np.uint8] | None, Array]:
@@ -728,14 +737,7 @@ def decode(
 
 
 def _decoded(stream: Stream, find_model: FindModel) -> Array:
-    shape, fill = stream.shape, None
-    if Section.CROP in stream.sections:
-        reader = Reader(stream.sections[Section.CROP], "crop")
-        shape = tuple(reader.varint() for _ in stream.shape)
-        fill = _values(reader.take(stream.dtype.itemsize), stream.dtype)[0]
-        reader.end()
-        if any(n > m for n, m in zip(shape, stream.shape, strict=True)):
-            raise corrupt("crop", str(shape), f"at most {stream.shape}")
+    shape, fill = _cropped(stream)
     size = math.prod(shape)
     if (stream.method is Method.CONSTANT) != (size == 0):
         raise corrupt(
@@ -760,6 +762,19 @@ def _decoded(stream: Stream, find_model: FindModel) -> Array:
     return array
 
 
+def _cropped(stream: Stream) -> tuple[tuple[int, ...], Any]:
+    """Return the shape of what is coded, and what fills the rest; None if there is no rest."""
+    if Section.CROP not in stream.sections:
+        return stream.shape, None
+    reader = Reader(stream.sections[Section.CROP], "crop")
+    shape = tuple(reader.varint() for _ in stream.shape)
+    fill = _values(reader.take(stream.dtype.itemsize), stream.dtype)[0]
+    reader.end()
+    if any(n > m for n, m in zip(shape, stream.shape, strict=True)):
+        raise corrupt("crop", str(shape), f"at most {stream.shape}")
+    return shape, fill
+
+
 def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes, find_model: FindModel) -> Array:
     folded = _folded(shape)
     plan = Reader(stream.sections.get(Section.PLAN, b""), "plan")
@@ -777,9 +792,81 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes, find_m
         _core.decode_lossless(codes, exact, dims, {"f": 2, "i": 1, "u": 0}[stream.dtype.kind])
         return exact.view(stream.dtype).reshape(shape)
 
+    loop = closed_loop(stream, folded, find_model)
+    side = _Side.unpack(stream) if stream.transform is Transform.SIDE else None
+    field = None if side is None else side.predicted(shape, find_model)
+    on_lattice, labels = loop.lattice, loop.labels
+    values = loop.decoded()
+    if on_lattice is not None:
+        region = on_lattice.to_values(cast("npt.NDArray[np.float32]", values), stream.dtype)
+    elif field is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            region = np.add(field.reshape(folded), values, out=field.reshape(folded)).astype(stream.dtype)
+    else:
+        region = _transformed_back(values, stream, folded)
+    if labels is not None:
+        for i, special in enumerate(loop.specials, start=1):
+            region[labels == i] = special
+    return region.reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedLoop:
+    """What a stream holds for its predictor.
+
+    Attributes
+    ----------
+    predictor : Predictor
+        With its model.
+    step, offset : float
+    codes, outliers : bytes
+    labels : uint8 array of the folded shape, or None
+        0 where the predictor codes the value.
+    specials : array
+        The values behind the labels 1, 2, ...
+    lattice : Lattice or None
+    shape, dtype
+        Folded; of what the predictor decodes.
+    """
+
+    predictor: Predictor
+    step: float
+    offset: float
+    codes: bytes
+    outliers: bytes
+    labels: npt.NDArray[np.uint8] | None
+    specials: Array
+    lattice: lattice.Lattice | None
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def mask(self) -> Mask:
+        """1 where a value is not coded."""
+        return None if self.labels is None else (self.labels != 0).view(np.uint8)
+
+    def decoded(self) -> Floats:
+        """Return what the predictor decodes; at masked places its predictions."""
+        values: Floats = np.empty(self.shape, self.dtype)
+        outliers = _native(self.outliers, values.dtype)
+        self.predictor.decode(self.codes, outliers, values, self.mask, self.step, self.offset)
+        return values
+
+
+def closed_loop(stream: Stream, folded: tuple[int, ...], find_model: FindModel) -> ClosedLoop:
+    """Read what a stream of a predictor holds for it.
+
+    Raises
+    ------
+    CorruptStreamError
+        If no encoder writes such a stream.
+    ModelNotFoundError, ModelKindError, PackDigestError, InvalidModelError, UnsupportedModelError
+        As `decode`.
+    """
     direct = stream.transform in (Transform.NONE, Transform.SIDE)
     if (direct and stream.dtype.kind != "f") or (direct and stream.dtype == np.float16):
         raise corrupt("transform", stream.transform.name.lower(), f"one for {stream.dtype}")
+    plan = Reader(stream.sections.get(Section.PLAN, b""), "plan")
     predictor, step, offset = predictor_of(stream.method).unpack(plan)
     if (1, stream.minor) > stream.version:
         found = "a model" if stream.uses_model else f"coder {stream.coder}"
@@ -789,32 +876,25 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes, find_m
     if predictor.describe().get("frame_axes", 0) >= len(folded):
         raise corrupt("plan", "as many frame axes as there are axes", f"fewer than {len(folded)}")
     if stream.method is Method.LOCAL and len(folded) < 2:
-        raise corrupt("shape", f"one axis longer than 1 in {shape}", "at least two for method 'local'")
+        raise corrupt("shape", f"one axis longer than 1 in {folded}", "at least two for method 'local'")
     if stream.uses_model:
         if stream.method is Method.CAUSAL and stream.transform is not Transform.NONE:
             raise corrupt("transform", stream.transform.name.lower(), "none with a model of method 'causal'")
         predictor = replace(cast(Any, predictor), model=_model(stream, find_model))
-    side = _Side.unpack(stream) if stream.transform is Transform.SIDE else None
-    field = None if side is None else side.predicted(shape, find_model)
     labels, specials = _labels(stream, folded)
-    mask = None if labels is None else (labels != 0).view(np.uint8)
     on_lattice = _lattice(stream, folded)
-    values: Floats = np.empty(
-        folded, stream.dtype if direct else np.float64 if on_lattice is None else np.float32
+    return ClosedLoop(
+        predictor,
+        step,
+        offset,
+        stream.sections.get(Section.CODES, b""),
+        b"" if stream.method is Method.LOCAL else stream.sections.get(Section.OUTLIERS, b""),
+        labels,
+        specials,
+        on_lattice,
+        folded,
+        stream.dtype if direct else np.dtype(np.float64 if on_lattice is None else np.float32),
     )
-    outliers = b"" if stream.method is Method.LOCAL else stream.sections.get(Section.OUTLIERS, b"")
-    predictor.decode(codes, _native(outliers, values.dtype), values, mask, step, offset)
-    if on_lattice is not None:
-        region = on_lattice.to_values(cast("npt.NDArray[np.float32]", values), stream.dtype)
-    elif field is not None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            region = np.add(field.reshape(folded), values, out=field.reshape(folded)).astype(stream.dtype)
-    else:
-        region = _transformed_back(values, stream, folded)
-    if labels is not None:
-        for i, special in enumerate(specials, start=1):
-            region[labels == i] = special
-    return region.reshape(shape)
 
 
 def _digest(stream: Stream) -> str:

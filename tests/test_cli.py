@@ -209,7 +209,39 @@ class TestInspect:
         status, out, _ = run("inspect", "out.zarr", "--chunk", "t2m=2,0,0", "--json")
         assert json.loads(out)["index"] == [2, 0, 0]
 
-    @pytest.mark.parametrize("chunk", ["t2m", "t2m=x", "t2m=9,0,0", "nope=0,0,0", "=0"])
+    def test_what_a_chunk_could_have_been(self, store, run):
+        status, out, err = run("inspect", "out.zarr", "--chunk", "t2m=0,0,0")
+        assert (status, err) == (0, "")
+        assert "innovation gain" in out and "estimated from the decoded values" in out and "chosen" in out
+        status, out, _ = run("inspect", "out.zarr", "--chunk", "t2m=0,0,0", "--source", "in.nc", "--json")
+        chunk = json.loads(out)
+        assert status == 0 and chunk["candidates_from"] == "source" and chunk["forecast"]["gains"]
+        assert [c["nbytes"] for c in chunk["candidates"] if c["chosen"]] == [chunk["stored_bytes"]]
+        status, out, _ = run("inspect", "out.zarr", "--chunk", "t2m=0,0,0", "--header-only", "--json")
+        assert status == 0 and json.loads(out)["candidates"] == []
+
+    def test_every_chunk(self, store, run):
+        status, out, _ = run("inspect", "out.zarr", "--chunk", "t2m")
+        assert status == 0 and [line for line in out.splitlines() if line.startswith("t2m=")] == [
+            f"t2m={i},0,0" for i in range(3)
+        ]
+        status, out, _ = run("inspect", "out.zarr", "--chunk", "t2m", "--json")
+        assert [chunk["index"] for chunk in json.loads(out)] == [[i, 0, 0] for i in range(3)]
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("--source", "in.nc"),
+            ("--header-only",),
+            ("--chunk", "t2m=0,0,0", "--source", "in.nc", "--header-only"),
+            ("--chunk", "t2m=0,0,0", "--source", "none.nc"),
+        ],
+    )
+    def test_options_that_do_not_go_together(self, store, run, options):
+        status, out, err = run("inspect", "out.zarr", *options)
+        assert (status, out) == (2, "") and err.count("\n") == 1
+
+    @pytest.mark.parametrize("chunk", ["nope", "t2m=x", "t2m=9,0,0", "nope=0,0,0", "=0"])
     def test_no_such_chunk(self, store, run, chunk):
         status, out, err = run("inspect", "out.zarr", "--chunk", chunk)
         assert (status, out) == (2, "") and err.count("\n") == 1

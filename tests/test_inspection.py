@@ -1,4 +1,4 @@
-"""`inspect_store` and `inspect_chunk`: every byte of a store accounted for, without decoding."""
+"""`inspect_store` and `inspect_chunk`: every byte of a store accounted for, and what else it could have been."""
 
 import json
 import math
@@ -7,22 +7,29 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from aesz_codec.bounds import ErrorBound
 from aesz_codec.conversion import convert
+from aesz_codec.dissection import candidates
 from aesz_codec.errors import ConversionError, CorruptStreamError, InvalidConfigError
-from aesz_codec.inspection import inspect_chunk, inspect_store
+from aesz_codec.inspection import inspect_chunk, inspect_chunks, inspect_store
 
 DIMS = ("time", "lat", "lon")
 METADATA = {"zarr.json", ".zarray", ".zattrs"}
 
 
-@pytest.fixture(params=["v2", "v3", "shards"])
-def store(request, tmp_path):
+@pytest.fixture
+def source():
     field = np.sin(np.arange(11 * 8 * 9, dtype="float32") / 50).reshape(11, 8, 9)
     field[4:8] = np.nan
-    data = xr.Dataset(
+    return xr.Dataset(
         {"v": (DIMS, field), "w": (DIMS, field.astype("float64")), "n": ("lat", np.arange(8))},
         coords={"lon": np.arange(9.0)},
     )
+
+
+@pytest.fixture(params=["v2", "v3", "shards"])
+def store(request, tmp_path, source):
+    data = source
     layout = {"v2": {"zarr_format": 2}, "v3": {}, "shards": {"shards": {"time": 8}}}[request.param]
     convert(data, tmp_path / "a.zarr", {"v": 1e-3, "w": "lossless"}, chunks={"time": 4}, **layout)
     return tmp_path / "a.zarr"
@@ -71,6 +78,46 @@ def test_a_chunk_in_detail(store):
 def test_no_such_chunk(store, name, index):
     with pytest.raises(InvalidConfigError):
         inspect_chunk(store, name, index)
+
+
+def test_what_a_chunk_could_have_been(store):
+    header = inspect_chunk(store, "v", (2, 0, 0), candidates=False)
+    assert (header.candidates, header.candidates_from, header.forecast) == ((), "", None)
+    for name, most in (("v", 30), ("w", 1)):  # of what is kept exactly, the encoder has one way for each
+        chunk = inspect_chunk(store, name, (0, 0, 0))
+        (chosen,) = (c for c in chunk.candidates if c.chosen)
+        assert (chosen.method, chosen.nbytes) == (chunk.predictor, chunk.stored_bytes)
+        assert chunk.candidates_from == "decoded"
+        sizes = [c.nbytes for c in chunk.candidates]
+        assert sizes == sorted(sizes) and most // 5 < len(sizes) <= most
+    assert inspect_chunk(store, "v", (1, 0, 0)).candidates == ()  # nothing is stored
+    every = list(inspect_chunks(store, "v"))
+    assert [c.index for c in every] == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
+    assert every[2] == inspect_chunk(store, "v", (2, 0, 0))
+
+
+def test_what_a_chunk_could_have_been_from_the_source(store, source):
+    """The last chunk reaches over the edge: the encoder saw it padded."""
+    for index in ((0, 0, 0), (2, 0, 0)):
+        chunk = inspect_chunk(store, "v", index, source=source)
+        assert chunk.candidates_from == "source"
+        array = np.full((4, 8, 9), np.nan, "f4")
+        values = source["v"].values[4 * index[0] : 4 * index[0] + 4]
+        array[: len(values)] = values
+        known = {(c.method, str(c.parameters)): c.nbytes for c in candidates(array, ErrorBound("abs", 1e-3))}
+        for c in chunk.candidates:
+            same = [
+                n for (m, p), n in known.items() if m == c.method and (c.chosen or p == str(c.parameters))
+            ]
+            assert c.nbytes in same
+
+
+def test_sources_that_are_none(store, source, tmp_path):
+    for wrong in (source.drop_vars("v"), source.isel(time=slice(4)), source.astype("int32")):
+        with pytest.raises(ConversionError, match="source: found"):
+            inspect_chunk(store, "v", (0, 0, 0), source=wrong)
+    with pytest.raises(ConversionError, match="existing"):
+        inspect_chunk(store, "v", (0, 0, 0), source=tmp_path / "none.nc")
 
 
 def test_unreadable_chunks_are_reported(store):
