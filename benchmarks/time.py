@@ -34,7 +34,7 @@ import zstandard
 from aesz_codec import pipeline
 from aesz_codec.dissection import innovation_gains
 from aesz_codec.packs import Pack
-from aesz_codec.predictors import Causal, Frames, Interpolation, Local
+from aesz_codec.predictors import Causal, Frames, Interpolation, Local, interpolation
 from aesz_codec.predictors.forecasts import (
     FORECASTERS,
     Example,
@@ -54,12 +54,47 @@ from benchmarks.peers.aesz import Aesz
 # ---- the codec with less, or with something else ---------------------------------------------------------------
 
 
+class _Stacked:
+    """A causal method that sees all frames as one tall image: what it learns is of all, what it predicts from only above."""
+
+    def encode(self, data: Any, mask: Any, quantizer: Any) -> tuple[bytes, bytes]:
+        return super().encode(_tall(data), None if mask is None else _tall(mask), quantizer)  # type: ignore[misc]
+
+    def decode(self, codes: bytes, outliers: bytes, out: Any, mask: Any, step: float, offset: float) -> None:
+        mask = None if mask is None else _tall(mask)
+        super().decode(codes, outliers, _tall(out), mask, step, offset)  # type: ignore[misc]
+
+
+class _StackedCausal(_Stacked, Causal):
+    pass
+
+
+class _StackedLocal(_Stacked, Local):
+    pass
+
+
+class _Inside(Interpolation):
+    """Interpolation inside the frames; in 4-D inside each volume, too, or from one level of it to the next."""
+
+    @classmethod
+    def candidates(
+        cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
+    ) -> Iterator[Self]:
+        for batch in range(1, max(2, len(shape) - 1)):
+            yield cls(batch=batch)
+            if batch > 1:
+                yield cls(batch=batch, reference=True)
+
+
+def _tall(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1, *array.shape[2:]) if array.ndim > 2 else array
+
+
 @dataclass(frozen=True)
 class WithoutTime(Aesz):
-    """No value is predicted from one of another time.
+    """No value is predicted from one of another time, nor do contexts see one; the choice is the encoder's.
 
-    The smaller of two streams: of interpolation inside the frames (in 4-D also inside each volume), and of all frames stacked
-    into one tall image, coded by the causal methods. Those learn from all frames and see only what lies above, in the image.
+    Its streams are the codec's own but for the causal methods, which get the frames stacked into one image.
     """
 
     @property
@@ -67,22 +102,19 @@ class WithoutTime(Aesz):
         return f"aesz-{self.effort}-without-time"
 
     def compress(self, chunk: np.ndarray, tolerance: float) -> bytes:
-        def candidates(
-            shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
-        ) -> Iterator[Interpolation]:
-            for batch in range(1, max(2, len(shape) - 1)):
-                yield Interpolation(batch=batch)
-                if batch > 1:  # from one level to the next
-                    yield Interpolation(batch=batch, reference=True)
-
-        with _only(Interpolation), mock.patch.object(Interpolation, "candidates", candidates):
-            inside = super().compress(chunk, tolerance)
-        with _only(Causal, Local):
-            stacked = super().compress(chunk.reshape(-1, *chunk.shape[2:]), tolerance)
-        return min(inside, stacked, key=len)
+        with self._inside():
+            return super().compress(chunk, tolerance)
 
     def decompress(self, stream: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        return super().decompress(stream, shape, dtype).reshape(shape)
+        with self._inside():
+            return super().decompress(stream, shape, dtype)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _inside() -> Iterator[None]:
+        kinds = {kind.method: kind for kind in (_Inside, _StackedCausal, _StackedLocal)}
+        with mock.patch.dict(pipeline.PREDICTORS, kinds, clear=True):
+            yield
 
 
 @dataclass(frozen=True)
@@ -94,7 +126,10 @@ class WithoutForecasts(Aesz):
         return f"aesz-{self.effort}-without-forecasts"
 
     def compress(self, chunk: np.ndarray, tolerance: float) -> bytes:
-        with _only(Interpolation, Causal, Local):
+        with (
+            _only(Interpolation, Causal, Local),
+            mock.patch.object(interpolation, "can_refer", lambda shape: False),
+        ):
             return super().compress(chunk, tolerance)
 
 
@@ -323,9 +358,9 @@ def measure_hourly(suite: Path, options: argparse.Namespace) -> list[Cell]:
 def hourly(rows: Sequence[Cell]) -> Iterator[str]:
     yield "## Hourly and 6-hourly series"
     yield (
-        f"`{_UK}`, frames 248 to 743 in chunks of 48, and every sixth of them in chunks of 32; absolute bounds in K, no models. "
-        "Bytes of the smallest setting of SZ3 / ours: above 1 we are smaller. `without-time`: no value is predicted from another "
-        "time; `without-forecasts`: without method 6."
+        f"`{_UK}`, frames 248 to 743 in chunks of 48, and every sixth of them in chunks of 32; absolute bounds in K, no "
+        "models. Bytes of the smallest setting of SZ3 / ours: above 1 we are smaller. `without-time`: no value is "
+        "predicted from another time; `without-forecasts`: without method 6."
     )
     table = []
     for series in dict.fromkeys(row.series for row in rows):
@@ -354,9 +389,9 @@ def measure_dataset(suite: Path, options: argparse.Namespace) -> list[Cell]:
 def dataset(rows: Sequence[Cell]) -> Iterator[str]:
     yield "## The dataset level"
     yield (
-        "All series of the suite in its chunks, bounds of the range. Bytes without / with temporal prediction; in brackets what "
-        "method 6 (forecasts) adds to the temporal prediction there was before. Last, the smallest setting of SZ3 (chosen anew for "
-        "every field and bound) / with."
+        "All series of the suite in its chunks, bounds of the range. Bytes without / with temporal prediction; in "
+        "brackets what method 6 (forecasts) adds to the temporal prediction there was before. Last, the smallest setting "
+        "of SZ3 (chosen anew for every field and bound) / with."
     )
     bounds = list(dict.fromkeys(row.bound for row in rows))
     coded = {(row.series, row.bound, row.peer): row.coded_bytes for row in rows}
@@ -407,9 +442,9 @@ def measure_noise(suite: Path, options: argparse.Namespace) -> list[Cell]:
 def noise(rows: Sequence[Cell]) -> Iterator[str]:
     yield "## A forecaster that knows nothing"
     yield (
-        "White noise with the mean and the spread of the frame before. `as a candidate`: bytes of `default` with it among the "
-        "candidates / without it. `forced`: bytes of frames that have to refer to it / of frames in the same order that refer "
-        "to a constant. The weights of its innovations are 0; what is left are their bytes."
+        "White noise with the mean and the spread of the frame before. `as a candidate`: bytes of `default` with it "
+        "among the candidates / without it. `forced`: bytes of frames that have to refer to it / of frames in the same "
+        "order that refer to a constant. The weights of its innovations are 0; what is left are their bytes."
     )
     coded = {(row.series, row.bound, row.peer): row.coded_bytes for row in rows}
 
@@ -455,10 +490,11 @@ def measure_accumulation(suite: Path, options: argparse.Namespace) -> list[Frame
 def accumulation(rows: Sequence[FrameErrors]) -> Iterator[str]:
     yield "## Nothing accumulates"
     yield (
-        f"`{_UK}`, the last 500 frames as one chunk, 0.25 K, in order of time and backwards. Root mean squares of the errors of frames in parts of "
-        "the bound: means over the first and the last 50 of the chunk, and the trend over all 500 (a straight line, with its standard error). "
-        "What the weather does to errors changes its sign backwards; what accumulates does not: that is `accumulated`, the mean of "
-        "the two trends. `frames alone` refer to nothing. Last, the largest error of any value."
+        f"`{_UK}`, the last 500 frames as one chunk, 0.25 K, in order of time and backwards. Root mean squares of the "
+        "errors of frames in parts of the bound: means over the first and the last 50 of the chunk, and the trend over "
+        "all 500 (a straight line, with its standard error). What the weather does to errors changes its sign backwards; "
+        "what accumulates does not: that is `accumulated`, the mean of the two trends. `frames alone` refer to nothing. "
+        "Last, the largest error of any value."
     )
     table = []
     for peer in dict.fromkeys(row.peer for row in rows):
@@ -501,9 +537,9 @@ def measure_speed(suite: Path, options: argparse.Namespace) -> list[speed.Speed]
 def decoding(rows: Sequence[speed.Speed], peaks: Sequence[speed.Memory]) -> Iterator[str]:
     yield "## Decoding a chunk of 64 frames of 181 x 360"
     yield (
-        f"Made of the ten frames of `{_TILED}`, forwards and backwards, the first and the last row twice: every step is a real one, 6 hours long. "
-        "One thread; speeds / those of SZ3 (INTERP_LORENZO) in the same round, median (least) of the rounds. Memory: peak beyond "
-        "what the process held, in multiples of the array, at 1e-3."
+        f"Made of the ten frames of `{_TILED}`, forwards and backwards, the first and the last row twice: every step is a "
+        "real one, 6 hours long. One thread; speeds / those of SZ3 (INTERP_LORENZO) in the same round, median (least) of "
+        "the rounds. Memory: peak beyond what the process held, in multiples of the array, at 1e-3."
     )
     peak = {row.peer: row for row in peaks}
     table = [
@@ -574,8 +610,8 @@ def _seconds(call: Callable[..., Any], *arguments: object) -> float:
 def access(rows: Sequence[Access]) -> Iterator[str]:
     yield "## Reading one frame, by length of the chunk"
     yield (
-        "A chunk is decoded as a whole, so one frame costs all of them. `default`, no models, one thread, the stream in memory; best of several, "
-        "mean over chunks."
+        "A chunk is decoded as a whole, so one frame costs all of them. `default`, no models, one thread, the stream in "
+        "memory; best of several, mean over chunks."
     )
     table = [
         [
@@ -741,9 +777,10 @@ def _huffman(values: np.ndarray) -> bytes:
 def study(rows: Sequence[Forecasted], cells: Sequence[Cell]) -> Iterator[str]:
     yield "## The study in small"
     yield (
-        f"Each series in the suite's chunks (of those of more than {_MOST_FRAMES} frames chunks spread evenly). *L1*: mean distance of a forecast from its frame, in parts of the bound. *Gain*: innovation gain of the "
-        "finest level, the share of what interpolation inside the frame leaves that the forecast explains. Both at 1e-3 of the range, over all "
-        "frames of a chunk but the first; two-sided with keyframes every four."
+        f"Each series in the suite's chunks (of those of more than {_MOST_FRAMES} frames chunks spread evenly). *L1*: "
+        "mean distance of a forecast from its frame, in parts of the bound. *Gain*: innovation gain of the finest level, "
+        "the share of what interpolation inside the frame leaves that the forecast explains. Both at 1e-3 of the range, "
+        "over all frames of a chunk but the first; two-sided with keyframes every four."
     )
     series = list(dict.fromkeys(row.series for row in rows))
     bounds = list(dict.fromkeys(row.bound for row in rows))
@@ -757,9 +794,9 @@ def study(rows: Sequence[Forecasted], cells: Sequence[Cell]) -> Iterator[str]:
     if not cells:
         return
     yield (
-        "Bytes of the smallest setting of SZ3 / bytes of the others, at 1e-3: above 1 is smaller than SZ3. Each forecast in closed loop, its residual "
-        "quantized, Huffman, zstd; the first frame of a chunk by SZ3. `best forecast` is chosen for each series by bytes. Ours: `default`, "
-        "nothing pretrained."
+        "Bytes of the smallest setting of SZ3 / bytes of the others, at 1e-3: above 1 is smaller than SZ3. Each forecast "
+        "in closed loop, its residual quantized, Huffman, zstd; the first frame of a chunk by SZ3. `best forecast` is "
+        "chosen for each series by bytes. Ours: `default`, nothing pretrained."
     )
     best: dict[tuple[str, str], int] = {}
     coded = {(row.series, row.bound, row.peer): row.coded_bytes for row in cells}

@@ -113,7 +113,7 @@ def test_what_a_chunk_could_have_been_from_the_source(store, source):
 
 
 def test_sources_that_are_none(store, source, tmp_path):
-    for wrong in (source.drop_vars("v"), source.isel(time=slice(4)), source.astype("int32")):
+    for wrong in (source.drop_vars("v"), source.isel(time=slice(4)), source.fillna(0).astype("int32")):
         with pytest.raises(ConversionError, match="source: found"):
             inspect_chunk(store, "v", (0, 0, 0), source=wrong)
     with pytest.raises(ConversionError, match="existing"):
