@@ -1051,7 +1051,9 @@ def _print_chunk(console: Console, chunk: ChunkReport) -> None:
             ("", "word"),
         )
         for c in chunk.candidates:
-            choices = ", ".join(f"{k} {v}" for k, v in c.parameters.items() if k != "step")
+            plain = {"step": c.parameters.get("step"), "reversed": False, "alpha": 1.0, "beta": 1.0}
+            shown = {k: v for k, v in c.parameters.items() if plain.get(k) != v and v is not False}
+            choices = ", ".join(k if v is True else f"{k} {v}" for k, v in shown.items())
             costs.add_row(
                 c.method, choices, f"{c.nbytes:,}", f"{c.nbytes / stored:.3f}", "chosen" if c.chosen else ""
             )

@@ -348,8 +348,9 @@ def _dissected(
         # decoded values may lie on a lattice that the original ones did not
         snap=source is not None or exact or parameters.get("transform") == "lattice",
     )
-    chosen = {**parameters, "model": next((name for name in report.models.values() if name), None)}
-    rows = [dissection.Candidate(report.predictor, parameters, report.stored_bytes, chosen=True)]
+    names = [name for name in report.models.values() if name]
+    chosen = {**parameters, "model": names[0]} if names else parameters
+    rows = [dissection.Candidate(report.predictor, chosen, report.stored_bytes, chosen=True)]
     for row in tried:
         same = row.method == report.predictor and all(chosen.get(k) == v for k, v in row.parameters.items())
         same = same and ("model" in row.parameters or not report.models)

@@ -643,7 +643,7 @@ class Forecasted:
     coded_bytes: int  # Huffman + zstd of what is left of the forecast, all of it
 
 
-_MOST_FRAMES = 512  # of a series
+_MOST_FRAMES = 256  # of a series
 
 # name -> forecaster, distance of the keyframes
 _PREDICTORS: dict[str, tuple[Any, int]] = {
