@@ -47,7 +47,7 @@ from aesz_codec.predictors.forecasts import (
     Step,
     steps,
 )
-from aesz_codec.stream import Reader
+from aesz_codec.stream import Coder, Reader
 from benchmarks import fields, rates, report, speed
 from benchmarks.peers import Peer, sz3
 from benchmarks.peers.aesz import Aesz
@@ -161,11 +161,13 @@ class Forced(Aesz):
 
     distance: int = 1
     forecaster: str = "least squares"
+    coder: str = "adaptive"
 
     @property
     def name(self) -> str:
         order = {0: "frames alone", 1: "one-sided"}.get(self.distance, f"two-sided {self.distance}")
-        return order if not self.distance else f"{order} {self.forecaster}"
+        name = order if not self.distance else f"{order} {self.forecaster}"
+        return name if self.coder == "adaptive" else f"{name}, {self.coder} coder"
 
     def compress(self, chunk: np.ndarray, tolerance: float) -> bytes:
         def smallest(values: np.ndarray, mask: Any, quantizer: Any, *_: Any) -> Any:
@@ -173,6 +175,7 @@ class Forced(Aesz):
             choice: Any = Interpolation(batch=batch)
             if self.distance and batch:
                 choice = Frames(batch, self.distance, _FORECASTERS[self.forecaster]())
+            choice = dataclasses.replace(choice, coder=Coder[self.coder.upper()])
             return choice, *choice.encode(values, mask, quantizer)
 
         with mock.patch.object(pipeline, "_smallest", smallest):
@@ -527,12 +530,16 @@ def accumulation(rows: Sequence[FrameErrors]) -> Iterator[str]:
     yield report.markdown_table(header, table)
 
 
+def _decoders() -> list[Peer]:
+    forced = [Forced(distance=d, coder=coder) for coder in ("adaptive", "static") for d in (1, 4)]
+    return [sz3.INTERP_LORENZO, *forced, Aesz()]
+
+
 def measure_speed(suite: Path, options: argparse.Namespace) -> list[speed.Speed]:
     values = tiled(suite)
-    peers = [sz3.INTERP_LORENZO, Forced(distance=1), Forced(distance=4), Aesz()]
     found = []
     for bound in fields.DEFAULT_BOUNDS:
-        found += speed.speeds("tiled", values, bound, peers, repeats=options.repeats)
+        found += speed.speeds("tiled", values, bound, _decoders(), repeats=options.repeats)
         _say(f"speed: {bound.label}")
     return found
 
@@ -562,8 +569,7 @@ def decoding(rows: Sequence[speed.Speed], peaks: Sequence[speed.Memory]) -> Iter
 
 
 def measure_memory(suite: Path, options: argparse.Namespace) -> list[speed.Memory]:
-    peers = [sz3.INTERP_LORENZO, Forced(distance=1), Forced(distance=4), Aesz()]
-    return list(speed.memory("tiled", tiled(suite), fields.Bound("range_rel", 1e-3), peers))
+    return list(speed.memory("tiled", tiled(suite), fields.Bound("range_rel", 1e-3), _decoders()))
 
 
 @dataclass(frozen=True)
