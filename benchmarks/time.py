@@ -448,8 +448,8 @@ def noise(rows: Sequence[Cell]) -> Iterator[str]:
     yield (
         "White noise with the mean and the spread of the frame before. `as a candidate`: bytes of `default` with it "
         "among the candidates / without it. `forced`: bytes of frames that have to refer to it / of frames in the same "
-        "order that refer to a constant. What is left is the price of the coarse levels, where weights are not fitted but 0.5, "
-        "and of the bytes of the weights: much for frames of 33 x 49, little for those of 179 x 360."
+        "order that refer to a constant. What is left is the price of the coarse levels, where weights are not fitted "
+        "but 0.5, and of the bytes of the weights: much for frames of 33 x 49, little for those of 179 x 360."
     )
     coded = {(row.series, row.bound, row.peer): row.coded_bytes for row in rows}
 
@@ -580,7 +580,7 @@ class Access:
     shape: str
     bound: str
     length: int
-    predictor: str  # of most chunks
+    predictor: str  # of how many chunks
     ratio: float
     milliseconds: float  # best of several, mean over chunks
 
@@ -607,7 +607,7 @@ def measure_access(suite: Path, options: argparse.Namespace) -> list[Access]:
             ratio = kept.nbytes / sum(map(len, streams))
             shape = "x".join(map(str, values.shape[1:]))
             chosen = collections.Counter(pipeline.describe(stream).predictor for stream in streams)
-            ((predictor, _),) = chosen.most_common(1)
+            predictor = ", ".join(f"{name} {count}" for name, count in chosen.most_common())
             found.append(Access(series, shape, bound.label, length, predictor, ratio, mean))
     return found
 
@@ -636,7 +636,8 @@ def access(rows: Sequence[Access]) -> Iterator[str]:
         for row in rows
     ]
     yield report.markdown_table(
-        ["series", "frames a chunk", "method", "ratio", "ms a frame read", "ms a frame, all"], table
+        ["series", "frames a chunk", "methods of the chunks", "ratio", "ms a frame read", "ms a frame, all"],
+        table,
     )
 
 
@@ -711,7 +712,7 @@ def _plain(
     """Code a chunk frame by frame: what is left of the forecast, quantized, Huffman + zstd.
 
     Returns bytes (those of what the forecaster fitted, and of a bitmap of missing values, too, but the first frame's), the
-    errors of the forecasts, and decoded frames with theirs.
+    errors of the forecasts, and decoded frames with theirs; of two-sided ones those between the frames before and after.
     """
     missing = ~np.isfinite(chunk)
     frames = np.where(missing, chunk[~missing].mean(), chunk).reshape(len(chunk), -1, *chunk.shape[-2:])
@@ -733,15 +734,16 @@ def _plain(
             q = np.rint((frame - r.astype(np.float64)) / step)
             decoded[s.time, plane] = r + q * step
             codes.append(q.astype(np.int64).ravel())
-            known = ~missing.reshape(frames.shape)[s.time, plane]
-            losses.append(np.abs(frame - r)[known])
-            pairs.append((np.where(known, decoded[s.time, plane], np.nan), r))
+            if s.distance == 1 and (distance == 1 or s.later is not None):
+                known = ~missing.reshape(frames.shape)[s.time, plane]
+                losses.append(np.abs(frame - r)[known])
+                pairs.append((np.where(known, decoded[s.time, plane], np.nan), r))
     if np.abs(decoded.astype(np.float64) - frames)[~missing.reshape(frames.shape)].max() > tolerance:
         raise SystemExit("study: a value left the bound")
     size = len(_huffman(np.concatenate(codes))) + len(forecaster.pack())
     if missing.any():
         size += len(zstandard.compress(np.packbits(missing).tobytes(), 19))
-    return size, np.concatenate(losses), pairs
+    return size, np.concatenate([np.empty(0), *losses]), pairs
 
 
 def _examples(
@@ -792,7 +794,8 @@ def study(rows: Sequence[Forecasted], cells: Sequence[Cell]) -> Iterator[str]:
         f"Each series in the suite's chunks (of those of more than {_MOST_FRAMES} frames chunks spread evenly). *L1*: "
         "mean distance of a forecast from its frame, in parts of the bound. *Gain*: innovation gain of the finest level, "
         "the share of what interpolation inside the frame leaves that the forecast explains. Both at 1e-3 of the range, "
-        "over all frames of a chunk but the first; two-sided with keyframes every four."
+        "over all frames of a chunk but the first, two-sided over those between the frame before and the one after (the "
+        "bytes are of all, keyframes every four)."
     )
     series = list(dict.fromkeys(row.series for row in rows))
     bounds = list(dict.fromkeys(row.bound for row in rows))
