@@ -224,7 +224,8 @@ def _tried(lossy: _Lossy, effort: str, models: Sequence[Pack]) -> list[Candidate
     for kind in PREDICTORS.values():
         own = [choice for choice in sizes if isinstance(choice, kind)]
         if own:
-            attempt([*min(own, key=sizes.__getitem__).refinements(effort)])
+            best = min(own, key=sizes.__getitem__)
+            attempt([*best.refinements(effort, 8 * sizes[best] / values.size)])
     return [
         Candidate(
             choice.method.name.lower(),
