@@ -30,7 +30,7 @@ from aesz_codec.cli import main
 from aesz_codec.conversion import convert
 from aesz_codec.models import ModelReference
 from aesz_codec.packs import Pack, plain
-from aesz_codec.predictors import Interpolation, Quantizer, interpolation, learned_by
+from aesz_codec.predictors import Frames, Interpolation, Quantizer, interpolation, learned_by
 from aesz_codec.stream import Coder, Method, Section, Stream
 from aesz_codec.train.packing import write_pack
 
@@ -219,7 +219,10 @@ def test_a_model_is_proposed_where_it_has_a_network():
     assert proposed((20, 30), 0) == {(0, False)}
     assert proposed((20, 30), 3, 12) == set()
     assert proposed((4, 20, 30), 2) == {(1, False)}
-    assert proposed((4, 20, 30), 3) == {(1, True)}
+    assert proposed((4, 7, 30), 3) == {(1, True)}
+    assert proposed((4, 20, 30), 3) == set()  # larger frames refer by `Frames`
+    found = Frames.candidates((4, 20, 30), "default", 0.0, [random_pack(slots=(3,))])
+    assert [c.model is not None for c in found] == [False, True]
     assert proposed((4, 20, 30), 6) == {(0, False)}
     assert proposed((30,), 0, 3, 6) == set()
     with_model = Interpolation(model=random_pack())

@@ -46,7 +46,8 @@ _SLOTS = {(2, False): range(3), (2, True): range(3, 6), (3, False): range(6, 13)
 _LEAST_LENGTH = 8  # of the axes of frames that have an order of their own
 _SIDE_BYTES = (0.0, 8.0, 20.0, 60.0, 120.0)  # by the number of axes
 _LEAST_SAVED = 1.003  # what bytes with a model count on a sample
-QUIET = 0.25  # bits a value, below which the static coder costs much
+QUIET = 1.0  # bits a value, below which the static coder may cost much
+_LEAST_SAVED_BY_SLOW = 1.03  # likewise, with a model, by the coder that takes twice the time
 _FEW = 1 << 15  # values: not enough for the tables of the fast coder
 
 
@@ -76,11 +77,10 @@ def coder_with_model(shape: tuple[int, ...], effort: str) -> Coder:
 
 def learned_handicap(coder: Coder, model: Pack | None, effort: str, share: float) -> float:
     """Return what bytes count: a model that saves next to nothing on a sample may cost something on the whole."""
-    return (
-        handicap_of(coder, effort, share)
-        if model is None
-        else handicap_of(Coder.ADAPTIVE, effort, share) * _LEAST_SAVED
-    )
+    if model is None:
+        return handicap_of(coder, effort, share)
+    slow = _LEAST_SAVED_BY_SLOW if effort == "default" and coder is not Coder.STATIC else 1.0
+    return handicap_of(Coder.ADAPTIVE, effort, share) * _LEAST_SAVED * slow
 
 
 @dataclass(frozen=True, slots=True)
