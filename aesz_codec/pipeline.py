@@ -53,7 +53,7 @@ _LARGEST_INTEGER = 2**53  # integers up to here are exact as float64
 _MAX_LABELS = 15
 _LEAST_PADDING = 16  # fewer values are cheaper as they are
 _HOPELESS = 1.1  # times the bytes of the best on a sample
-_HOPELESS_MODEL = 1.25  # likewise, with a model: what it has to learn of the data weighs more on a sample
+_HOPELESS_MODEL = 1.4  # likewise, with a model: what it has to learn of the data weighs more on a sample
 _WORTH_DECODING = 0.99  # bytes with a model to those without: less would not pay for the time of the networks
 _HOPELESS_PART = 1.2  # likewise, on the first part of a sample
 _HOPELESS_PART_MODEL = 1.5  # likewise, with a model
@@ -547,7 +547,7 @@ def _smallest(
         of_kind = min((size for p, size in alone.items() if p.method is candidate.method), default=0.0)
         most = min(_WORTH_A_MODEL.get(effort, 1.0) * least, _WORTH_A_MODEL_OF_KIND.get(effort, 1.0) * of_kind)
         if plain is None or tried.get(plain, 0) <= most:
-            attempt(candidate)
+            attempt(cast(Predictor, candidate.for_rate(8 * least / count)))
     leaders = sorted(best.values(), key=lambda trial: trial.size)
     first = leaders if effort == "max" else leaders[:1]
     for leader in (*first, *(trial for trial in leaders[len(first) :] if trial.candidate.model is not None)):

@@ -148,6 +148,9 @@ class Learned(Predictor, Protocol):
     def without_model(self) -> Self | None:
         """Return the same choice without its model; None if there is none."""
 
+    def for_rate(self, rate: float) -> Self:
+        """Return the same choice with the coder to be tried first at so many bits a value."""
+
 
 PREDICTORS: dict[Method, type[Predictor]] = {p.method: p for p in (Interpolation, Frames, Causal, Local)}
 LEARNED: dict[str, tuple[type[Learned], ...]] = {

@@ -136,6 +136,10 @@ class Causal:
         """See `Learned`."""
         return replace(self, model=None)
 
+    def for_rate(self, rate: float) -> Self:
+        """See `Learned`."""
+        return self
+
     def refinements(self, effort: str, rate: float) -> Iterator[Self]:
         """See `Predictor`: for ``default``, the fast coder."""
         if effort == "default" and self.model is None:

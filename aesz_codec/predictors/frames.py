@@ -34,7 +34,7 @@ from .forecasts import (
     Step,
     steps,
 )
-from .interpolation import QUIET, can_refer, coder_with_model, learned_handicap, networks_of
+from .interpolation import NEARLY_ZERO, QUIET, can_refer, coder_with_model, learned_handicap, networks_of
 
 if TYPE_CHECKING:
     from . import Floats, Mask, Quantizer
@@ -105,6 +105,12 @@ class Frames:
     def without_model(self) -> Self | None:
         """See `Learned`; without a model trials take ``Coder.ADAPTIVE``."""
         return replace(self, coder=Coder.ADAPTIVE, model=None)
+
+    def for_rate(self, rate: float) -> Self:
+        """See `Learned`: the static coder is no good for zeros."""
+        return (
+            replace(self, coder=Coder.ADAPTIVE) if self.coder is Coder.STATIC and rate < NEARLY_ZERO else self
+        )
 
     def refinements(self, effort: str, rate: float) -> Iterator[Self]:
         """See `Predictor`: the other forecaster; for ``default``, the fast coder."""

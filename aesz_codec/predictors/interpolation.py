@@ -46,6 +46,7 @@ _SLOTS = {(2, False): range(3), (2, True): range(3, 6), (3, False): range(6, 13)
 _LEAST_LENGTH = 8  # of the axes of frames that have an order of their own
 _SIDE_BYTES = (0.0, 8.0, 20.0, 60.0, 120.0)  # by the number of axes
 _LEAST_SAVED = 1.003  # what bytes with a model count on a sample
+NEARLY_ZERO = 0.4  # bits a value, below which the static coder costs very much
 QUIET = 1.0  # bits a value, below which the static coder may cost much
 _LEAST_SAVED_BY_SLOW = 1.03  # likewise, with a model, by the coder that takes twice the time
 _FEW = 1 << 15  # values: not enough for the tables of the fast coder
@@ -150,6 +151,12 @@ class Interpolation:
                 yield cls(batch=batch, reference=True, coder=coder)
             if effort != "fast":
                 yield cls(batch=batch, coder=coder)
+
+    def for_rate(self, rate: float) -> Self:
+        """See `Learned`: the static coder is no good for zeros."""
+        return (
+            replace(self, coder=Coder.ADAPTIVE) if self.coder is Coder.STATIC and rate < NEARLY_ZERO else self
+        )
 
     def refinements(self, effort: str, rate: float) -> Iterator[Self]:
         """See `Predictor`: ``default`` tries the other coder; ``max`` tighter coarse levels and the other order of the axes.
