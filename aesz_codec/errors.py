@@ -17,6 +17,7 @@ __all__ = [
     "InvalidBoundError",
     "InvalidConfigError",
     "InvalidModelError",
+    "ModelDigestError",
     "ModelInputError",
     "ModelKindError",
     "ModelNotFoundError",
@@ -24,8 +25,10 @@ __all__ = [
     "PackDigestError",
     "PackError",
     "PackSizeError",
+    "PredictionMismatchError",
     "TruncatedPackError",
     "TruncatedStreamError",
+    "UnstableForecastError",
     "UnsupportedDtypeError",
     "UnsupportedFormatError",
     "UnsupportedModelError",
@@ -100,7 +103,19 @@ class UnsupportedModelError(AESZError):
 
 
 class ModelInputError(AESZError, ValueError):
-    """An array that a network cannot take: its dtype, its shape or a value outside of the declared range."""
+    """What a model cannot take: a dtype, a shape, a value outside of the declared range; a channel, level or time step."""
+
+
+class ModelDigestError(AESZError):
+    """A foundation model that is not the one that was asked for: another checkpoint, configuration or version of its code."""
+
+
+class UnstableForecastError(AESZError):
+    """A foundation model whose forecasts differ too much between two ways of computing them to be reproduced by a decoder."""
+
+
+class PredictionMismatchError(AESZError):
+    """A forecast that this machine could not reproduce; the blocks are named, and nothing was returned."""
 
 
 class PackError(AESZError):
