@@ -276,6 +276,7 @@ def _package() -> tuple[Any, Any, str]:
     from importlib.metadata import version
 
     try:
+        found = version("microsoft-aurora")  # the package "aurora" is something else
         import torch
 
         try:
@@ -296,7 +297,7 @@ def _package() -> tuple[Any, Any, str]:
             expected="the packages microsoft-aurora and torch",
             remedy="pip install 'aesz-codec[aurora]'",
         ) from error
-    return torch, aurora, version("microsoft-aurora")
+    return torch, aurora, found
 
 
 @contextlib.contextmanager
