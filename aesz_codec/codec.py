@@ -12,7 +12,9 @@ from numcodecs.abc import Codec
 
 from . import pipeline, zoo
 from .bounds import ErrorBound
+from .coordinates import Coordinates
 from .errors import InvalidConfigError, UnsupportedDtypeError
+from .foundation import Forecasting, FoundationModel, Reference
 from .models import ModelChoice, ModelReference, references
 from .packs import Pack
 
@@ -41,6 +43,11 @@ class CodecConfig:
     embed_models : bool
         A pack that does not come with this package is put into the configuration (up to 512 kB), so that who reads the data
         needs nothing else.  False refuses that: only id and digest are written, and the pack must be installed.
+    forecaster : FoundationModel, str or None
+        A foundation model that may forecast the states of an array, or its digest or name; every chunk that uses it is
+        unreadable without it (``docs/foundation-models.md``).  Needs `coordinates`.
+    coordinates : Coordinates, mapping of its JSON values, or None
+        Of the first state of an array (of a chunk, if the codec is used directly).
 
     Raises
     ------
@@ -60,6 +67,8 @@ class CodecConfig:
     effort: str = "default"
     model: ModelChoice = None
     embed_models: InitVar[bool] = True
+    forecaster: FoundationModel | Reference | str | None = None
+    coordinates: Coordinates | None = None
 
     def __post_init__(self, embed_models: bool) -> None:
         bound = ErrorBound(self.mode, self.error_bound)
@@ -74,6 +83,16 @@ class CodecConfig:
             )
         object.__setattr__(self, "effort", str(self.effort))
         object.__setattr__(self, "model", references(self.model, embed=embed_models))
+        if (self.forecaster is None) != (self.coordinates is None):
+            raise InvalidConfigError.at(
+                "forecaster, coordinates",
+                found="one without the other",
+                expected="both or none",
+                remedy="aesz_codec.coordinates.Coordinates.of reads them off an array",
+            )
+        if self.forecaster is not None:
+            object.__setattr__(self, "forecaster", Reference.of(self.forecaster))
+            object.__setattr__(self, "coordinates", Coordinates.from_json(self.coordinates))
 
     @property
     def bound(self) -> ErrorBound:
@@ -84,6 +103,18 @@ class CodecConfig:
     def models(self) -> tuple[ModelReference, ...]:
         """The models, as the configuration has them."""
         return cast("tuple[ModelReference, ...]", self.model)
+
+    def forecasting(self) -> Forecasting | None:
+        """Return the foundation model and the coordinates, for `pipeline.encode`.
+
+        Raises
+        ------
+        ModelNotFoundError, ModelDigestError
+            If the model is nowhere.
+        """
+        if self.forecaster is None or self.coordinates is None:
+            return None
+        return Forecasting(cast("Reference", self.forecaster).model(), self.coordinates)
 
     def packs(self) -> tuple[Pack, ...]:
         """Return the packs of the models.
@@ -114,8 +145,12 @@ class CodecConfig:
             "mode": self.mode,
             "effort": self.effort,
         }
-        models = [reference.to_json() for reference in self.models]
-        return {**config, "models": models} if models else config
+        if models := [reference.to_json() for reference in self.models]:
+            config["models"] = models
+        if self.forecaster is not None and self.coordinates is not None:
+            config["forecaster"] = cast("Reference", self.forecaster).to_json()
+            config["coordinates"] = self.coordinates.to_json()
+        return config
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Self:
@@ -123,7 +158,16 @@ class CodecConfig:
 
         Instead of ``models``, the arguments ``model`` and ``embed_models`` may be there.
         """
-        known = ("error_bound", "mode", "effort", "models", "model", "embed_models")
+        known = (
+            "error_bound",
+            "mode",
+            "effort",
+            "models",
+            "model",
+            "embed_models",
+            "forecaster",
+            "coordinates",
+        )
         unknown = [key for key in config if key not in known]
         if unknown:
             raise InvalidConfigError.at(
@@ -152,10 +196,15 @@ class CodecConfig:
         ids = [reference.id for reference in self.models]
         if ids:
             parts.append(f"model={(ids[0] if len(ids) == 1 else ids)!r}")
+        if self.forecaster is not None:
+            parts.append(f"forecaster={cast('Reference', self.forecaster).name!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
-        return type(self), (self.error_bound, self.mode, self.effort, self.model)
+        return type(self), (
+            *(self.error_bound, self.mode, self.effort, self.model, True),
+            *(self.forecaster, self.coordinates),
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -208,7 +257,12 @@ class AESZ(CodecConfig, Codec):  # type: ignore[misc]  # numcodecs has no types
             )
         models = self.packs()
         return pipeline.encode(
-            np.asarray(buf), self.bound, effort=self.effort, keep_layout=True, models=models
+            np.asarray(buf),
+            self.bound,
+            effort=self.effort,
+            keep_layout=True,
+            models=models,
+            forecast=self.forecasting(),
         )
 
     def decode(self, buf: Any, out: Any = None) -> Any:

@@ -38,7 +38,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,9 @@ from .packs import is_digest
 
 __all__ = [
     "ENVIRONMENT",
+    "Forecasting",
     "FoundationModel",
+    "Reference",
     "digest_of",
     "file_digest",
     "find",
@@ -135,6 +137,76 @@ class FoundationModel(Protocol):
 
     def describe(self, state: npt.NDArray[np.float32], coordinates: Coordinates) -> npt.NDArray[np.int32]:
         """Return the latents of a state, shape (latents,); only for models that have some."""
+
+
+@dataclass(frozen=True)
+class Forecasting:
+    """What an encoder needs to let a model forecast the states of an array.
+
+    Attributes
+    ----------
+    model : FoundationModel
+    coordinates : Coordinates
+        Of the first state.
+    """
+
+    model: FoundationModel
+    coordinates: Coordinates
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A foundation model as the configuration of a codec has it; looked for at first use.
+
+    Attributes
+    ----------
+    name, digest : str
+
+    Raises
+    ------
+    InvalidConfigError
+        If they are none.
+    """
+
+    name: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.digest, str) or not is_digest(self.digest):
+            raise InvalidConfigError.at(
+                "forecaster",
+                found=repr((self.name, self.digest))[:120],
+                expected="a name, and a digest of 64 hexadecimal digits",
+            )
+
+    @classmethod
+    def of(cls, choice: Any) -> Self:
+        """Refer to a model, its digest or name (which must be found), or what `to_json` returned (which need not).
+
+        Raises
+        ------
+        ModelNotFoundError, ModelDigestError, InvalidConfigError
+        """
+        if isinstance(choice, Reference):
+            return cls(choice.name, choice.digest)
+        if isinstance(choice, Mapping):
+            if choice.keys() != {"name", "digest"}:
+                raise InvalidConfigError.at(
+                    "forecaster",
+                    found=f"keys {', '.join(map(str, choice))}"[:100],
+                    expected="name and digest",
+                )
+            return cls(**choice)
+        model = find(choice)
+        return cls(model.name, model.digest)
+
+    def model(self) -> FoundationModel:
+        """Return the model; see `get`."""
+        return get(self.digest)
+
+    def to_json(self) -> dict[str, str]:
+        """Return JSON values."""
+        return {"name": self.name, "digest": self.digest}
 
 
 _lock = threading.RLock()

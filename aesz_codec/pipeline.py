@@ -11,6 +11,7 @@ Nothing is returned that was not decoded and compared with the input.  Format: `
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,17 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from . import _core, lattice, zoo
+from . import _core, foundation, lattice, zoo
 from .bounds import ErrorBound, check_dtype, violations
-from .errors import CorruptStreamError, ErrorBoundViolation, PackDigestError
+from .errors import (
+    CorruptStreamError,
+    ErrorBoundViolation,
+    InvalidConfigError,
+    ModelDigestError,
+    PackDigestError,
+    PredictionMismatchError,
+)
+from .foundation import Forecasting, FoundationModel
 from .packs import Pack
 from .predictors import (
     PREDICTORS,
@@ -38,15 +47,28 @@ from .predictors import (
     load_side,
     predictor_of,
 )
-from .stream import BIG_ENDIAN, F_ORDERED, Method, Reader, Section, Stream, Transform, Writer, corrupt
+from .predictors.modelled import Modelled
+from .predictors.verified import Decoded, Encoded, Forecast, Stored, stored
+from .stream import BIG_ENDIAN, F_ORDERED, Coder, Method, Reader, Section, Stream, Transform, Writer, corrupt
 
-__all__ = ["EFFORTS", "FindModel", "StreamInfo", "decode", "describe", "encode"]
+__all__ = [
+    "EFFORTS",
+    "FindForecaster",
+    "FindModel",
+    "StreamInfo",
+    "decode",
+    "describe",
+    "encode",
+    "materialise",
+]
 
 EFFORTS = ("fast", "default", "max")
 
 Array = npt.NDArray[Any]
 FindModel = Callable[[str], Pack]
 """From a digest (64 hexadecimal digits) to the pack that has it."""
+FindForecaster = Callable[[str], FoundationModel]
+"""From a digest to the foundation model that has it."""
 
 _INTEGER_SLACK = 0.499  # an error below this vanishes when rounding to integers
 _LARGEST_INTEGER = 2**53  # integers up to here are exact as float64
@@ -92,6 +114,8 @@ class StreamInfo:
         Bytes of the whole stream.
     models : tuple of str
         Digests of the packs that a decoder needs.
+    foundation : str or None
+        Digest of the foundation model that a decoder needs.
     """
 
     format_version: str
@@ -105,6 +129,7 @@ class StreamInfo:
     sections: dict[str, int]
     nbytes: int
     models: tuple[str, ...] = ()
+    foundation: str | None = None
 
 
 # ---- encoding --------------------------------------------------------------------------------------------------
@@ -117,6 +142,7 @@ def encode(
     effort: str = "default",
     keep_layout: bool = False,
     models: Sequence[Pack] = (),
+    forecast: Forecasting | None = None,
 ) -> bytes:
     """Compress an array into one stream.
 
@@ -133,6 +159,10 @@ def encode(
     models : sequence of Pack
         At most one of a kind is used, and only where it saves bytes; then the stream names its digest, and `decode` needs it.
         ``effort="fast"`` uses none.
+    forecast : Forecasting, optional
+        A foundation model that may forecast the states of a float array, (time, channel, latitude, longitude) or without
+        channel, in the modes ``abs`` and ``range_rel``; used only where that saves bytes, and then `decode` needs it
+        (``docs/foundation-models.md``).
 
     Returns
     -------
@@ -143,6 +173,9 @@ def encode(
     ------
     UnsupportedDtypeError
         If the dtype cannot be coded, or not in this mode.
+    ModelInputError, InvalidConfigError, UnstableForecastError
+        If the foundation model is not for such states, the coordinates are not those of the array, or its forecasts cannot be
+        reproduced.
     ModelKindError, InvalidModelError, UnsupportedModelError
         If a pack is of a kind that no predictor takes, or its networks are not sound.
     ErrorBoundViolation
@@ -169,7 +202,8 @@ def encode(
             kept, stream = lossy.bound, lossy.coded(effort, models)
             del lossy  # its values need not be held while the stream is decoded
             coded = stream.to_bytes()
-            for other in _otherwise(region, bound, blank, stream, sides, effort, models):
+            others = _otherwise(region, bound, blank, stream, sides, effort, models)
+            for other in itertools.chain(others, _forecast(region, bound, blank, effort, forecast)):
                 if len(other_bytes := other.to_bytes()) < len(coded):
                     stream, coded = other, other_bytes
             if (
@@ -180,7 +214,9 @@ def encode(
                 if len(exact_bytes) < len(coded):
                     stream, coded = exact, exact_bytes
             packs = [*models, *(side.pack for side in sides)]
-            return _verified(stream, original, kept, coded, lambda: _coded_exactly(region, blank), packs)
+            return _verified(
+                stream, original, kept, coded, lambda: _coded_exactly(region, blank), packs, forecast
+            )
     return _verified(_coded_exactly(region, blank), original, ErrorBound("lossless"))
 
 
@@ -206,11 +242,12 @@ def _verified(
     coded: bytes | None = None,
     fallback: Callable[[], Stream] | None = None,
     models: Sequence[Pack] = (),
+    forecast: Forecasting | None = None,
 ) -> bytes:
     """Decode what was coded and compare; mend, fall back, or raise."""
     coded = stream.to_bytes() if coded is None else coded
     given = {model.digest: model for model in models}
-    wrong = _wrong(coded, original, bound, given)
+    wrong = _wrong(coded, original, bound, given, forecast)
     if wrong is not None and not wrong.size:
         return coded
     if fallback is not None:
@@ -219,7 +256,7 @@ def _verified(
             # e.g. a rounding of the transform that the tolerance did not foresee: store the few that it hit
             stream.sections[Section.CORRECTIONS] = _corrections(wrong, original)
             coded = stream.to_bytes()
-            wrong = _wrong(coded, original, bound, given) if len(coded) < len(exact) else None
+            wrong = _wrong(coded, original, bound, given, forecast) if len(coded) < len(exact) else None
             if wrong is not None and not wrong.size:
                 return coded
         wrong = _wrong(exact, original, ErrorBound("lossless"))
@@ -232,12 +269,17 @@ def _verified(
 
 
 def _wrong(
-    coded: bytes, original: Array, bound: ErrorBound, models: Mapping[str, Pack] | None = None
+    coded: bytes,
+    original: Array,
+    bound: ErrorBound,
+    models: Mapping[str, Pack] | None = None,
+    forecast: Forecasting | None = None,
 ) -> npt.NDArray[np.int64] | None:
     """Decode a stream; return the positions of values outside the bound, None if it cannot be decoded."""
+    known = {} if forecast is None else {forecast.model.digest: forecast.model}
     try:
-        decoded = decode(coded, find_model=(models or {}).__getitem__)
-    except CorruptStreamError:
+        decoded = decode(coded, find_model=(models or {}).__getitem__, find_forecaster=known.__getitem__)
+    except (CorruptStreamError, PredictionMismatchError):
         return None
     if bound.mode == "abs" and original.dtype in (np.float32, np.float64):  # the quick way to say "none"
         assert bound.value is not None
@@ -690,6 +732,8 @@ def decode(
     restore_layout: bool = False,
     expected: tuple[tuple[int, ...], np.dtype[Any]] | None = None,
     find_model: FindModel = zoo.get,
+    find_forecaster: FindForecaster = foundation.get,
+    partial: bool = False,
 ) -> Array:
     """Restore the array of a stream.
 
@@ -703,6 +747,11 @@ def decode(
     find_model : callable
         Called with the digest of the pack that the stream names, if it names one; `aesz_codec.zoo.get` looks where
         ``docs/packs.md``, section 7, says.
+    find_forecaster : callable
+        Likewise for a foundation model.
+    partial : bool
+        Where this machine cannot reproduce a forecast: return NaN for that frame and all that rest on it, instead of raising
+        `PredictionMismatchError`.
 
     Returns
     -------
@@ -716,6 +765,9 @@ def decode(
         If the stream names a pack that is not found; digest, the places searched and how to add it are in the message.
     PackDigestError, ModelKindError, InvalidModelError, UnsupportedModelError
         If what was found is another pack, not one for the method of the stream, or not sound.
+    PredictionMismatchError, ModelDigestError, ModelInputError
+        If this machine cannot reproduce a forecast; the message names the blocks. If what was found is another model, or not for
+        such states.
     """
     parsed = Stream.from_bytes(stream)
     if expected is not None and expected != (parsed.shape, parsed.dtype):
@@ -726,7 +778,7 @@ def decode(
             remedy="the chunk is not of this array: restore it from its source",
         )
     try:
-        array = _decoded(parsed, find_model)
+        array = _decoded(parsed, find_model, _Forecasts(find_forecaster, partial))
     except _core.CorruptDataError as error:
         raise corrupt("codes", str(error), "what an encoder writes") from None
     if restore_layout and parsed.flags & BIG_ENDIAN:
@@ -736,7 +788,7 @@ def decode(
     return array
 
 
-def _decoded(stream: Stream, find_model: FindModel) -> Array:
+def _decoded(stream: Stream, find_model: FindModel, forecasts: _Forecasts) -> Array:
     shape, fill = _cropped(stream)
     size = math.prod(shape)
     if (stream.method is Method.CONSTANT) != (size == 0):
@@ -751,7 +803,7 @@ def _decoded(stream: Stream, find_model: FindModel) -> Array:
     most = _LOCAL_VALUES_PER_BYTE if stream.method is Method.LOCAL else _VALUES_PER_BYTE
     if size > most * (len(codes) + len(stream.sections.get(Section.LABELS, b"")) + 1):
         raise corrupt("codes", f"{len(codes)} bytes", f"more for {size} values")
-    region = _decoded_region(stream, shape, codes, find_model)
+    region = _decoded_region(stream, shape, codes, find_model, forecasts)
     if fill is None:
         array = region
     else:
@@ -775,7 +827,9 @@ def _cropped(stream: Stream) -> tuple[tuple[int, ...], Any]:
     return shape, fill
 
 
-def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes, find_model: FindModel) -> Array:
+def _decoded_region(
+    stream: Stream, shape: tuple[int, ...], codes: bytes, find_model: FindModel, forecasts: _Forecasts
+) -> Array:
     folded = _folded(shape)
     plan = Reader(stream.sections.get(Section.PLAN, b""), "plan")
     if stream.method is Method.BYTES:
@@ -792,7 +846,7 @@ def _decoded_region(stream: Stream, shape: tuple[int, ...], codes: bytes, find_m
         _core.decode_lossless(codes, exact, dims, {"f": 2, "i": 1, "u": 0}[stream.dtype.kind])
         return exact.view(stream.dtype).reshape(shape)
 
-    loop = closed_loop(stream, folded, find_model)
+    loop = closed_loop(stream, folded, find_model, forecasts)
     side = _Side.unpack(stream) if stream.transform is Transform.SIDE else None
     field = None if side is None else side.predicted(shape, find_model)
     on_lattice, labels = loop.lattice, loop.labels
@@ -853,7 +907,9 @@ class ClosedLoop:
         return values
 
 
-def closed_loop(stream: Stream, folded: tuple[int, ...], find_model: FindModel) -> ClosedLoop:
+def closed_loop(
+    stream: Stream, folded: tuple[int, ...], find_model: FindModel, forecasts: _Forecasts | None = None
+) -> ClosedLoop:
     """Read what a stream of a predictor holds for it.
 
     Raises
@@ -867,7 +923,11 @@ def closed_loop(stream: Stream, folded: tuple[int, ...], find_model: FindModel) 
     if (direct and stream.dtype.kind != "f") or (direct and stream.dtype == np.float16):
         raise corrupt("transform", stream.transform.name.lower(), f"one for {stream.dtype}")
     plan = Reader(stream.sections.get(Section.PLAN, b""), "plan")
-    predictor, step, offset = predictor_of(stream.method).unpack(plan)
+    predictor: Any
+    if Modelled.meant(stream.method, stream.sections.get(Section.PLAN, b"")):
+        predictor, step, offset = (forecasts or _Forecasts(foundation.get)).predictor(stream, folded, plan)
+    else:
+        predictor, step, offset = predictor_of(stream.method).unpack(plan)
     if (1, stream.minor) > stream.version:
         found = "a model" if stream.uses_model else f"coder {stream.coder}"
         raise corrupt("plan", found, f"format 1.{stream.minor} or later")
@@ -880,7 +940,7 @@ def closed_loop(stream: Stream, folded: tuple[int, ...], find_model: FindModel) 
     if stream.uses_model:
         if stream.method is Method.CAUSAL and stream.transform is not Transform.NONE:
             raise corrupt("transform", stream.transform.name.lower(), "none with a model of method 'causal'")
-        predictor = replace(cast(Any, predictor), model=_model(stream, find_model))
+        predictor = replace(predictor, model=_model(stream, find_model))
     labels, specials = _labels(stream, folded)
     on_lattice = _lattice(stream, folded)
     return ClosedLoop(
@@ -996,9 +1056,14 @@ def describe(stream: bytes | memoryview) -> StreamInfo:
     parsed = Stream.from_bytes(stream)
     parameters: dict[str, Any] = {}
     side = _Side.unpack(parsed) if parsed.transform is Transform.SIDE else None
+    forecast = _forecast_section(parsed)
     if parsed.method in PREDICTORS:
         plan = Reader(parsed.sections.get(Section.PLAN, b""), "plan")
-        predictor, step, _ = predictor_of(parsed.method).unpack(plan)
+        predictor: Any
+        if forecast is not None:
+            predictor, step, _ = Modelled.unpack(plan, len(forecast.exponents))
+        else:
+            predictor, step, _ = predictor_of(parsed.method).unpack(plan)
         parameters = {**predictor.describe(), "step": step}
         if parsed.transform is Transform.LATTICE:
             parameters |= lattice.described(parsed.sections.get(Section.LATTICE, b""), step)
@@ -1026,6 +1091,7 @@ def describe(stream: bytes | memoryview) -> StreamInfo:
         },
         nbytes=memoryview(stream).nbytes,
         models=(*([_digest(parsed)] if parsed.uses_model else ()), *([side.digest] if side else ())),
+        foundation=None if forecast is None else forecast.digest,
     )
 
 
@@ -1112,6 +1178,159 @@ class _Side:
                 f"int32, {most[0]} x 1 to {most[1]}, no model",
             )
         return side.predict(decode(self.latents), self.unit, shape)
+
+
+# ---- foundation models -----------------------------------------------------------------------------------------
+
+
+def _forecast(
+    region: Array, bound: ErrorBound, blank: Stream, effort: str, forecast: Forecasting | None
+) -> Iterator[Stream]:
+    """Code a region with the forecasts of a foundation model, if it has states enough."""
+    if forecast is None or bound.mode not in ("abs", "range_rel"):
+        return
+    channels, shape = len(forecast.coordinates.channels), blank.shape
+    if len(shape) not in (3, 4) or channels != (shape[1] if len(shape) == 4 else 1):
+        raise InvalidConfigError.at(
+            "coordinates",
+            found=f"{channels} channels for an array of shape {shape}",
+            expected="the axes (time, channel, latitude, longitude), or without channel",
+        )
+    forecast.model.check(forecast.coordinates, (shape[-2], shape[-1]))
+    whole = region.shape[1:] == shape[1:] and region.shape[0] > forecast.model.history
+    if not whole or min(shape[-2:]) < 2 or region.dtype not in (np.float32, np.float64):
+        return
+    lossy = _Lossy.prepare(region, bound, blank, snap=False)
+    if lossy is None or lossy.values.ndim < 3:
+        return
+    values = lossy.values
+    frames = (math.prod(values.shape[:-2]), *values.shape[-2:])
+    mask = None if lossy.mask is None else lossy.mask.reshape(frames)
+    end = Encoded(
+        *(forecast.model, forecast.coordinates, values.reshape(frames), mask),
+        *(lossy.quantizer.tolerance, lambda integers: encode(integers, _EVERY_INTEGER)),
+    )
+    coder = Coder.MIXED if effort == "max" else Coder.ADAPTIVE
+    predictor = Modelled(values.ndim - 2, channels, forecast.model.history, end, coder)
+    try:
+        codes, outliers = predictor.encode(values, lossy.mask, lossy.quantizer)
+    except OverflowError:
+        return
+    section = end.section()
+    if section is not None:
+        stream = lossy.stream
+        stream.method = Method.FRAMES
+        stream.sections[Section.PLAN] = predictor.pack(lossy.quantizer.step, lossy.quantizer.offset)
+        stream.sections[Section.CODES] = codes
+        stream.sections[Section.FORECAST] = section.pack()
+        if outliers:
+            stream.sections[Section.OUTLIERS] = _little_endian(np.frombuffer(outliers, values.dtype))
+        yield stream
+
+
+def _forecast_section(stream: Stream) -> Forecast | None:
+    """Parse the section ``forecast`` of a stream that has one and uses it."""
+    if not Modelled.meant(stream.method, stream.sections.get(Section.PLAN, b"")):
+        return None
+    shape = stream.shape
+    if Section.CROP in stream.sections:
+        reader = Reader(stream.sections[Section.CROP], "crop")
+        shape = tuple(reader.varint() for _ in stream.shape)
+    return Forecast.unpack(stream.sections.get(Section.FORECAST, b""), _frames(_folded(shape)))
+
+
+def _frames(folded: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(folded) < 3:
+        raise corrupt("plan", f"forecasts for a folded shape {folded}", "three axes or more")
+    return math.prod(folded[:-2]), folded[-2], folded[-1]
+
+
+def _integers(stream: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
+    """Decode a stream of integers inside a stream."""
+    inner = Stream.from_bytes(stream, payloads=False)
+    plain = (
+        inner.dtype == np.int32 and not {Section.MODEL, Section.SIDE, Section.FORECAST} & inner.stored.keys()
+    )
+    if not plain or inner.shape != shape:
+        raise corrupt(
+            "forecast: integers", f"{inner.dtype}, shape {inner.shape}", f"int32, {shape}, no model"
+        )
+    return decode(stream)
+
+
+@dataclass(slots=True)
+class _Forecasts:
+    """What a decoder does about foundation models."""
+
+    find: FindForecaster
+    partial: bool = False
+    kept: dict[int, npt.NDArray[np.int32]] | None = (
+        None  # collects the integers of forecasts by frame, where it is one
+    )
+
+    def predictor(
+        self, stream: Stream, folded: tuple[int, ...], plan: Reader
+    ) -> tuple[Modelled, float, float]:
+        """Return the predictor of a stream, step and offset."""
+        section, frames = _forecast_section(stream), _frames(folded)
+        assert section is not None
+        if stream.transform is not Transform.NONE:
+            raise corrupt("transform", stream.transform.name.lower(), "none with forecasts")
+        end: Decoded | Stored
+        if section.digest is None:
+            end = Stored(section, frames, _integers)
+            return Modelled.unpack(plan, len(section.exponents), end)
+        model = self.find(section.digest)
+        if model.digest != section.digest:
+            raise ModelDigestError.at(
+                f"foundation model {model.name!r}",
+                found=f"digest {model.digest}",
+                expected=f"{section.digest}, as the stream says",
+            )
+        end = Decoded(section, model, frames, _integers, self.partial)
+        end.kept = self.kept
+        predictor, step, offset = Modelled.unpack(plan, len(section.exponents), end)
+        if predictor.history != model.history:
+            raise corrupt("plan", f"{predictor.history} states", f"{model.history}, as the model has")
+        return predictor, step, offset
+
+
+def materialise(stream: bytes | memoryview, *, find_forecaster: FindForecaster = foundation.get) -> bytes:
+    """Rewrite a stream so that it needs no foundation model; the decoded values stay the same, bit by bit.
+
+    The integers of its forecasts are stored instead of their hashes, or all values exactly, whichever takes fewer bytes.
+    A stream that needs none is returned as it is.
+
+    Raises
+    ------
+    ModelNotFoundError, PredictionMismatchError
+        And what else `decode` raises: it is decoded once with the model.
+    ErrorBoundViolation
+        If the new stream did not decode to the same values: a bug. Nothing is returned.
+    """
+    parsed = Stream.from_bytes(stream)
+    section = _forecast_section(parsed)
+    if section is None or section.digest is None:
+        return bytes(stream)
+    forecasts = _Forecasts(find_forecaster, kept={})
+    try:
+        values = _decoded(parsed, zoo.get, forecasts)
+    except _core.CorruptDataError as error:
+        raise corrupt("codes", str(error), "what an encoder writes") from None
+    assert forecasts.kept is not None
+    frugal = stored(section, forecasts.kept, lambda integers: encode(integers, _EVERY_INTEGER))
+    rewritten = replace(parsed, sections={**parsed.sections, Section.FORECAST: frugal.pack()}, stored={})
+    blank = replace(parsed, method=Method.LOSSLESS, transform=Transform.NONE, sections={}, stored={})
+    exact = _coded_exactly(values, blank)
+    exact.tolerance = parsed.tolerance
+    coded = min((rewritten.to_bytes(), exact.to_bytes()), key=len)
+    again = decode(coded)
+    if again.tobytes() != values.tobytes():
+        raise ErrorBoundViolation(
+            f"a stream of {values.dtype}, shape {values.shape}, changed its values when it was made model-free; "
+            "nothing was written; please report this with the stream"
+        )
+    return coded
 
 
 # ---- bytes of values -------------------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ class Section(IntEnum):
     LATTICE = 8
     MODEL = 9
     SIDE = 10
+    FORECAST = 11
 
 
 _COUNTS = {
@@ -81,7 +82,7 @@ _COUNTS = {
     2: (6, 4, 9),
     3: (6, 5, 10),
     4: (6, 5, 10),
-    5: (7, 5, 10),
+    5: (7, 5, 11),
 }  # methods, transforms and section tags by minor version
 
 

@@ -87,7 +87,9 @@ class AESZCodec(CodecConfig, ArrayBytesCodec):
             bound.mode == "range_rel"
         ):  # fill values are no data: they pad edge chunks and mark what is missing
             bound = bound.resolve(*(finite_range(array, ignore=(chunk_spec.fill_value,)) or (0.0, 0.0)))
-        stream = pipeline.encode(array, bound, effort=self.effort, models=self.packs())
+        stream = pipeline.encode(
+            array, bound, effort=self.effort, models=self.packs(), forecast=self.forecasting()
+        )
         return chunk_spec.prototype.buffer.from_bytes(stream)
 
     def _decode_sync(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:

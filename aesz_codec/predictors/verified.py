@@ -93,7 +93,7 @@ class Forecast:
     whole : bytes
         Hash of all integers, in the order in which they are made.
     stored : bytes
-        A stream of integers, shape (frames with a forecast, Y, X).
+        A stream of integers, shape (frames with a forecast, Y, X), those of the first channel first.
     """
 
     exponents: npt.NDArray[np.int16]
@@ -314,6 +314,16 @@ class Encoded(_Loop):
     def fresh(self) -> Encoded:
         """Return an object for another pass."""
         return Encoded(*self._given)
+
+    def sketch(self, state: int, before: npt.NDArray[Any]) -> Values | None:
+        """Return the forecast of a state, shape (channels, Y, X), from given frames, for fits; leaves no trace."""
+        inputs: npt.NDArray[Any] = before.reshape(self.model.history, self.channels, *self.shape[1:]).astype(
+            np.float32
+        )
+        if self._latents is not None:
+            inputs = self._latents[state]
+        forecast = self._ask(inputs, state)
+        return forecast if np.isfinite(forecast).all() else None
 
     def section(self) -> Forecast | None:
         """Return what a decoder needs, after the closed loop has asked for every frame; None if no frame has a forecast."""
@@ -568,7 +578,7 @@ class Stored:
 
     def __init__(self, forecast: Forecast, shape: tuple[int, int, int], unpack_integers: ToIntegers) -> None:
         self._section = forecast
-        self._number = np.cumsum(forecast.present) - 1
+        self._number = {frame: number for number, frame in enumerate(_by_channel(forecast))}
         self._integers = unpack_integers(forecast.stored, (int(forecast.present.sum()), *shape[1:]))
         self.wrong = np.zeros(shape[0], np.bool_)
 
@@ -577,7 +587,7 @@ class Stored:
         if not self._section.present[frame]:
             return None
         exponent = int(self._section.exponents[frame % len(self._section.exponents)])
-        return _times(self._integers[int(self._number[frame])], math.ldexp(1.0, exponent))
+        return _times(self._integers[self._number[frame]], math.ldexp(1.0, exponent))
 
     def finish(self) -> None:
         """See `Decoded`."""
@@ -585,8 +595,13 @@ class Stored:
 
 def stored(forecast: Forecast, kept: dict[int, Integers], pack_integers: FromIntegers) -> Forecast:
     """Return the section with the integers instead of the model."""
-    integers = np.stack([kept[frame] for frame in np.flatnonzero(forecast.present).tolist()])
+    integers = np.stack([kept[frame] for frame in _by_channel(forecast)])
     return Forecast(forecast.exponents, forecast.present, stored=pack_integers(integers))
+
+
+def _by_channel(forecast: Forecast) -> list[int]:
+    channels = len(forecast.exponents)
+    return sorted(np.flatnonzero(forecast.present).tolist(), key=lambda frame: (frame % channels, frame))
 
 
 # ---- integers --------------------------------------------------------------------------------------------------
