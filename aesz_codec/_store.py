@@ -22,6 +22,7 @@ import zarr
 
 from .bounds import ErrorBound
 from .errors import AESZError, ConversionError, CorruptStreamError
+from .foundation import Reference
 from .models import ModelReference
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ class StoredArray:
         Whether other codecs stand around ours, so that a chunk's bytes are no stream.
     models : tuple of ModelReference
         Those in the configuration.
+    forecaster : Reference or None
+        The foundation model in the configuration.
     """
 
     name: str
@@ -173,6 +176,7 @@ class StoredArray:
     effort: str | None
     wrapped: bool
     models: tuple[ModelReference, ...] = ()
+    forecaster: Reference | None = None
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -328,7 +332,10 @@ def _stored_array(path: Path, name: str, array: zarr.Array[Any]) -> StoredArray:
         configuration = ours[0].get("configuration", {}) if ours else None
     bound: ErrorBound | None = None
     models: tuple[ModelReference, ...] = ()
+    forecaster = None
     if configuration is not None:
+        if configuration.get("forecaster") is not None:
+            forecaster = Reference.of(configuration["forecaster"])
         models = tuple(ModelReference.from_json(entry) for entry in configuration.get("models", ()))
         bound = ErrorBound(configuration.get("mode", "abs"), configuration.get("error_bound"))
     return StoredArray(
@@ -339,4 +346,5 @@ def _stored_array(path: Path, name: str, array: zarr.Array[Any]) -> StoredArray:
         effort=None if configuration is None else configuration.get("effort", "default"),
         wrapped=len(chain) > 1,
         models=models,
+        forecaster=forecaster,
     )

@@ -1,4 +1,4 @@
-"""The command ``aesz-codec``: demo, convert, verify, inspect, models, train.
+"""The command ``aesz-codec``: demo, convert, verify, inspect, materialise, models, train.
 
 Results go to standard output, progress and errors to standard error.  Exit status: 0 if all is well, 1 if
 `verify` found a value outside its bound or a chunk that cannot be read, or `models verify` a pack that is not
@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_convert(commands)
     _add_verify(commands)
     _add_inspect(commands)
+    _add_materialise(commands)
     _add_models(commands)
     _add_train(commands)
     return parser
@@ -273,6 +274,18 @@ def _add_inspect(commands: Any) -> None:
     )
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_run_inspect, writes=False)
+
+
+def _add_materialise(commands: Any) -> None:
+    materialise = commands.add_parser(
+        "materialise",
+        help="rewrite a store that needs a foundation model so that it needs none",
+        description="Rewrite the chunks of a store that need a foundation model so that anybody can read them; every value "
+        "stays as it is. Needs the model, once. Without OUT the store itself is rewritten, chunk by chunk.",
+    )
+    materialise.add_argument("store", metavar="STORE", help="Zarr store")
+    materialise.add_argument("out", metavar="OUT", nargs="?", help="write a copy there")
+    materialise.set_defaults(run=_run_materialise, writes=False)
 
 
 def _add_models(commands: Any) -> None:
@@ -539,6 +552,30 @@ def _run_inspect(options: argparse.Namespace) -> int:
         _print_json(report.to_json())
     else:
         _print_store(console, report)
+    return 0
+
+
+def _run_materialise(options: argparse.Namespace) -> int:
+    from .materialise import materialise
+
+    with _step_bars() as progress:
+        summary = materialise(options.store, options.out, progress=progress)
+    console = _console()
+    table = _table(
+        ("variable", "text"),
+        ("chunks", "number"),
+        ("rewritten", "number"),
+        ("before", "number"),
+        ("after", "number"),
+        ("models", "text"),
+    )
+    for v in summary.variables:
+        models = ", ".join(digest[:12] for digest in v.models) or "-"
+        table.add_row(
+            v.name, str(v.chunks), str(v.rewritten), _size(v.bytes_before), _size(v.bytes_after), models
+        )
+    console.print(table)
+    console.print(f"{summary.store} needs no foundation model.")
     return 0
 
 

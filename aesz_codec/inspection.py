@@ -413,7 +413,9 @@ def _describe_array(stored: StoredArray) -> VariableReport:
             parameters.setdefault(name, Counter())[_as_text(value)] += 1
         sections.update(chunk.sections or {})
         used.update([*chunk.models])
-    named = {model.digest: model for model in stored.models}
+    named = {model.digest: (model.id, len(model.data or "")) for model in stored.models}
+    if stored.forecaster is not None:
+        named[stored.forecaster.digest] = stored.forecaster.name, 0
     assert stored.bound is not None
     return VariableReport(
         name=stored.name,
@@ -435,10 +437,10 @@ def _describe_array(stored: StoredArray) -> VariableReport:
         sections=dict(sections),
         models=tuple(
             ModelReport(
-                id=named[digest].id if digest in named else None,
+                id=named[digest][0] if digest in named else None,
                 digest=digest,
                 chunks=used[digest],
-                embedded_bytes=len(named[digest].data or "") if digest in named else 0,
+                embedded_bytes=named[digest][1] if digest in named else 0,
             )
             for digest in {**named, **used}
         ),
@@ -452,6 +454,9 @@ def _describe_chunk(stored: StoredArray, index: tuple[int, ...], data: bytes | N
         return ChunkReport(stored.name, index, stored=False)
     info = pipeline.describe(data)
     ids = {model.digest: model.id for model in stored.models}
+    if stored.forecaster is not None:
+        ids[stored.forecaster.digest] = stored.forecaster.name
+    needed = info.models if info.foundation is None else (*info.models, info.foundation)
     return ChunkReport(
         variable=stored.name,
         index=index,
@@ -467,7 +472,7 @@ def _describe_chunk(stored: StoredArray, index: tuple[int, ...], data: bytes | N
         predictor=info.predictor,
         parameters=dict(info.parameters),
         sections=dict(info.sections),
-        models={digest: ids.get(digest) for digest in info.models},
+        models={digest: ids.get(digest) for digest in needed},
     )
 
 

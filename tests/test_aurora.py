@@ -15,7 +15,9 @@ from aesz_codec.coordinates import Coordinates
 try:
     version("microsoft-aurora")
 except PackageNotFoundError:
-    pytest.skip("needs the package microsoft-aurora: pip install 'aesz-codec[aurora]'", allow_module_level=True)
+    pytest.skip(
+        "needs the package microsoft-aurora: pip install 'aesz-codec[aurora]'", allow_module_level=True
+    )
 
 from aesz_codec.adapters.aurora import Aurora, _package
 from aesz_codec.predictors.verified import Decoded, Encoded, Forecast
@@ -112,7 +114,9 @@ def test_a_step_is_that_of_the_package(package, checkpoint, static, model, state
     np.testing.assert_allclose(found[12:14, :16], expected.atmos_vars["q"][0, 0], rtol=1e-6, atol=1e-9)
     assert np.array_equal(found[:, 16], states[1, :, 16])  # the last row fills no patch
     again = model.step(states[:2], PLACE.at(2), other=True)
-    assert 0 < np.abs(again - found).max() < 0.1 and np.array_equal(found, model.step(states[:2], PLACE.at(2)))
+    assert 0 < np.abs(again - found).max() < 0.1 and np.array_equal(
+        found, model.step(states[:2], PLACE.at(2))
+    )
 
 
 def test_time_and_place_reach_the_model(model, states):
@@ -126,7 +130,9 @@ def test_time_and_place_reach_the_model(model, states):
     other.__dict__ = {**model.__dict__, "_static": static}
     other.check(turned, (ROWS, COLUMNS))
     found = other.step(np.ascontiguousarray(states[:2, :, rows][..., columns]), turned.at(2))
-    np.testing.assert_allclose(found[:, rows][..., np.argsort(columns)][:, :16], one[:, :16], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found[:, rows][..., np.argsort(columns)][:, :16], one[:, :16], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_forecast_through_the_verified_profile(model, states):
@@ -159,7 +165,9 @@ def test_a_forecast_through_the_verified_profile(model, states):
     for other in (model, InFloat64()):
         end = Decoded(Forecast.unpack(section, shape), other, shape, bytes)
         assert all(
-            np.array_equal(a, b) for a, b in zip(asked(end), told, strict=True) if a is not None or b is not None
+            np.array_equal(a, b)
+            for a, b in zip(asked(end), told, strict=True)
+            if a is not None or b is not None
         )
         end.finish()
 
@@ -187,7 +195,13 @@ def test_half_precision_and_noise_are_refused(checkpoint, static):
     ],
 )
 def test_states_that_it_is_not_for(model, place, grid, message):
-    given = {"channels": CHANNELS, "start": 0, "step": 21600, "latitude": (90.0, -11.25), "longitude": (0.0, 11.25)}
+    given = {
+        "channels": CHANNELS,
+        "start": 0,
+        "step": 21600,
+        "latitude": (90.0, -11.25),
+        "longitude": (0.0, 11.25),
+    }
     with pytest.raises(errors.ModelInputError, match=message):
         model.check(Coordinates(**{**given, **place}), grid)
 
@@ -195,19 +209,27 @@ def test_states_that_it_is_not_for(model, place, grid, message):
 def test_missing_and_other_checkpoints(tmp_path, checkpoint, static, model, monkeypatch):
     right = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     gone = checkpoint.parent / "aurora-0.25.ckpt"
-    with pytest.raises(errors.ModelNotFoundError, match=rf"no readable file aurora-0.25.ckpt in {gone.parent}.*{right}"):
+    with pytest.raises(
+        errors.ModelNotFoundError, match=rf"no readable file aurora-0.25.ckpt in {gone.parent}.*{right}"
+    ):
         Aurora(gone, static, sha256=right)
     with pytest.raises(errors.ModelDigestError, match=rf"{checkpoint}: found SHA-256 {right}, expected abc"):
         Aurora(checkpoint, static, sha256="abc")
-    with pytest.raises(errors.InvalidModelError, match=r"tiny.ckpt: found .*expected weights of AuroraPretrained"):
+    with pytest.raises(
+        errors.InvalidModelError, match=r"tiny.ckpt: found .*expected weights of AuroraPretrained"
+    ):
         Aurora(checkpoint, static, configuration={**TINY, "embed_dim": 32})
     with pytest.raises(errors.InvalidConfigError, match="found no slt"):
         Aurora(checkpoint, {"lsm": static["lsm"], "z": static["z"]}, configuration=TINY)
-    with pytest.raises(errors.InvalidConfigError, match="'AuroraHuge', expected one of Aurora, AuroraPretrained"):
+    with pytest.raises(
+        errors.InvalidConfigError, match="'AuroraHuge', expected one of Aurora, AuroraPretrained"
+    ):
         Aurora(checkpoint, static, model="AuroraHuge")
 
     np.savez(tmp_path / "static.npz", **static)
-    lists = "\n".join(f"{key} = {[*value] if isinstance(value, tuple) else value}" for key, value in TINY.items())
+    lists = "\n".join(
+        f"{key} = {[*value] if isinstance(value, tuple) else value}" for key, value in TINY.items()
+    )
     (tmp_path / "models.toml").write_text(
         f'[tiny]\nadapter = "aurora"\ncheckpoint = "{checkpoint}"\nstatic = "{tmp_path / "static.npz"}"\n'
         f'digest = "{model.digest}"\n[tiny.configuration]\n{lists}\n'

@@ -3,57 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import runpy
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from aesz_codec import errors, foundation, pipeline
-from aesz_codec.adapters.stepping import StateCodec, Stepping
+from aesz_codec.adapters.stepping import Stepping
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.coordinates import Coordinates, split_channel
 from aesz_codec.predictors.verified import Decoded, Encoded, Forecast, Stored, stored
 
-ROWS, COLUMNS, STATES = 70, 150, 6
-CHANNELS = ("2t", "t@850")
+flowing = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("flowing.py"))))
+CHANNELS, ROWS, COLUMNS = flowing.CHANNELS, flowing.ROWS, flowing.COLUMNS
+STATES, PLACE = flowing.STATES, flowing.PLACE
+flow, weather, model, noisy = flowing.flow, flowing.weather, flowing.model, flowing.noisy
+state_codec = flowing.state_codec
 TOLERANCE = 0.01
-PLACE = Coordinates(CHANNELS, "2020-02-28T18:00", 21600, (90.0, -180 / (ROWS - 1)), (0.0, 360 / COLUMNS))
 SHAPE = (STATES * len(CHANNELS), ROWS, COLUMNS)
-
-
-def flow(states: np.ndarray) -> np.ndarray:
-    """Move everything one and a half places to the east, and lose a little; in float32."""
-    turned = np.fft.rfft(states, axis=-1) * np.exp(-3j * np.pi * np.arange(COLUMNS // 2 + 1) / COLUMNS)
-    return (0.97 * np.fft.irfft(turned, COLUMNS, axis=-1)).astype(np.float32)
-
-
-def weather(states: int = STATES, seed: int = 0) -> np.ndarray:
-    """States that `flow` forecasts up to a little noise, shape (states, channel, latitude, longitude)."""
-    rng = np.random.default_rng(seed)
-
-    def smooth(scale: float) -> np.ndarray:
-        field = rng.normal(size=(len(CHANNELS), ROWS, COLUMNS))
-        spectrum = np.fft.rfft2(field) * np.exp(
-            -0.02 * (np.arange(COLUMNS // 2 + 1) ** 2 + np.fft.fftfreq(ROWS, 1 / ROWS)[:, None] ** 2)
-        )
-        field = np.fft.irfft2(spectrum, (ROWS, COLUMNS))
-        return scale * field / field.std()
-
-    fields = [smooth(4.0)]
-    for _ in range(states - 1):
-        fields.append(flow(fields[-1]) + smooth(0.25))
-    return np.stack(fields).astype(np.float32)
-
-
-def model(step: Callable = flow, **options: object) -> Stepping:
-    return Stepping(
-        step, **{"name": "flow", "version": "1", "channels": ("2t", "t"), "timestep": 21600, **options}
-    )
 
 
 def pack(integers: np.ndarray) -> bytes:
@@ -112,12 +85,6 @@ def test_both_ends_have_the_same_forecast(frames):
     other = decoder(section, model())
     assert same(coded(other, frames), told)
     other.finish()
-
-
-def noisy(size: float, seed: int = 0) -> Callable:
-    """A machine on which the same function gives slightly other numbers."""
-    rng = np.random.default_rng(seed)
-    return lambda states: flow(states) + (size * rng.normal(size=states.shape)).astype(np.float32)
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-5, 1e-4])
@@ -284,23 +251,6 @@ def frames_section(frames) -> bytes:
 
 
 # ---- codecs of states ------------------------------------------------------------------------------------------
-
-
-def state_codec(**options: object) -> StateCodec:
-    """Of the shape of CRA5's: a state goes to a few integers, which a float decoder turns back."""
-    states = weather(100, 7).reshape(-1, ROWS * COLUMNS)
-    modes = np.ascontiguousarray(np.linalg.svd(states, full_matrices=False)[2][:150])
-    unit = np.float32(2.0)
-
-    def describe(state: np.ndarray) -> np.ndarray:
-        return np.rint(state.reshape(2, -1) @ modes.T / unit).astype(np.int32)
-
-    def predict(latents: np.ndarray) -> np.ndarray:
-        return (np.tanh(latents.reshape(2, 150) * unit / 1e4) * np.float32(1e4) @ modes).reshape(
-            2, ROWS, COLUMNS
-        )
-
-    return StateCodec(describe, predict, **{"latents": 300, "name": "states", "version": "1", **options})
 
 
 def test_a_codec_of_states(frames):
