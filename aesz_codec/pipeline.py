@@ -47,7 +47,7 @@ from .predictors import (
     load_side,
     predictor_of,
 )
-from .predictors.modelled import Modelled
+from .predictors.modelled import LEAST_LENGTH, Modelled
 from .predictors.verified import Decoded, Encoded, Forecast, Stored, stored
 from .stream import BIG_ENDIAN, F_ORDERED, Coder, Method, Reader, Section, Stream, Transform, Writer, corrupt
 
@@ -1198,7 +1198,7 @@ def _forecast(
         )
     forecast.model.check(forecast.coordinates, (shape[-2], shape[-1]))
     whole = region.shape[1:] == shape[1:] and region.shape[0] > forecast.model.history
-    if not whole or min(shape[-2:]) < 2 or region.dtype not in (np.float32, np.float64):
+    if not whole or min(shape[-2:]) < LEAST_LENGTH or region.dtype not in (np.float32, np.float64):
         return
     lossy = _Lossy.prepare(region, bound, blank, snap=False)
     if lossy is None or lossy.values.ndim < 3:
@@ -1276,23 +1276,29 @@ class _Forecasts:
         assert section is not None
         if stream.transform is not Transform.NONE:
             raise corrupt("transform", stream.transform.name.lower(), "none with forecasts")
+        predictor, step, offset = Modelled.unpack(plan, len(section.exponents))
+        if section.present[: predictor.history * predictor.channels].any():
+            raise corrupt(
+                "forecast: frames",
+                "one before there are states enough",
+                f"none of {predictor.history} states",
+            )
         end: Decoded | Stored
         if section.digest is None:
             end = Stored(section, frames, _integers)
-            return Modelled.unpack(plan, len(section.exponents), end)
-        model = self.find(section.digest)
-        if model.digest != section.digest:
-            raise ModelDigestError.at(
-                f"foundation model {model.name!r}",
-                found=f"digest {model.digest}",
-                expected=f"{section.digest}, as the stream says",
-            )
-        end = Decoded(section, model, frames, _integers, self.partial)
-        end.kept = self.kept
-        predictor, step, offset = Modelled.unpack(plan, len(section.exponents), end)
-        if predictor.history != model.history:
-            raise corrupt("plan", f"{predictor.history} states", f"{model.history}, as the model has")
-        return predictor, step, offset
+        else:
+            model = self.find(section.digest)
+            if model.digest != section.digest:
+                raise ModelDigestError.at(
+                    f"foundation model {model.name!r}",
+                    found=f"digest {model.digest}",
+                    expected=f"{section.digest}, as the stream says",
+                )
+            if predictor.history != model.history:
+                raise corrupt("plan", f"{predictor.history} states", f"{model.history}, as the model has")
+            end = Decoded(section, model, frames, _integers, self.partial)
+            end.kept = self.kept
+        return replace(predictor, end=end), step, offset
 
 
 def materialise(stream: bytes | memoryview, *, find_forecaster: FindForecaster = foundation.get) -> bytes:

@@ -2,12 +2,13 @@
 
 It is the independent check of that page: one class or function a section, Python integers for the range coder, Python
 floats (binary64, one rounding an operation) for the arithmetic.  It shares no code with the package, but for networks, whose
-own slow evaluation in NumPy (docs/networks.md) it calls.
+own slow evaluation in NumPy (docs/networks.md) it calls, and the coordinates that foundation models are told.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import math
 import struct
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from numcodecs.zstd import Zstd
 
+from aesz_codec.coordinates import Coordinates
 from aesz_codec.nets import Network
 from aesz_codec.packs import plain
 
@@ -27,6 +29,7 @@ DTYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 CONSTANT, INTERPOLATION, CAUSAL, LOSSLESS, BYTES, LOCAL, FRAMES = range(7)
 NO_TRANSFORM, LOGARITHM, INTEGER, LATTICE, SIDE = range(5)
 CROP, LABELS, SIGNS, PLAN, CODES, OUTLIERS, CORRECTIONS, LATTICE_SECTION, MODEL, SIDE_SECTION = range(1, 11)
+FORECAST = 11
 MASK = 2**64 - 1
 OUTLIER = 2**31  # stands for the code of an outlier
 
@@ -81,8 +84,14 @@ class Bytes:
         require(self.at == len(self.data), "bytes left over")
 
 
-def decode(stream: bytes, find_model: Callable[[str], Any] | None = None) -> np.ndarray:
-    """Decode one stream: C order, native byte order.  `find_model` returns the pack of a digest, or raises."""
+def decode(
+    stream: bytes,
+    find_model: Callable[[str], Any] | None = None,
+    find_forecaster: Callable[[str], Any] | None = None,
+) -> np.ndarray:
+    """Decode one stream: C order, native byte order.  `find_model` returns the pack of a digest, or raises; `find_forecaster` a
+    foundation model.
+    """
     head = Bytes(bytes(stream))
     require(head.take(4) == b"AESZ", "magic")
     major, minor, flags, dtype_code, mode, method, transform, ndim = head.take(8)
@@ -90,7 +99,7 @@ def decode(stream: bytes, find_model: Callable[[str], Any] | None = None) -> np.
     known = flags < 4 and dtype_code < 11 and mode < 4 and ndim <= 32
     require(known and method < (7 if minor > 4 else 6 if minor else 5), "header")
     require(transform < (5 if minor > 2 else 4 if minor else 3), "transform")
-    last_tag = (CORRECTIONS, LATTICE_SECTION, MODEL, SIDE_SECTION)[min(minor, 3)]
+    last_tag = (CORRECTIONS, LATTICE_SECTION, MODEL, SIDE_SECTION, SIDE_SECTION, FORECAST)[min(minor, 5)]
     dtype = np.dtype(DTYPES[dtype_code]).newbyteorder("<")
     shape = tuple(head.varint() for _ in range(ndim))
     require(math.prod(n for n in shape if n) * dtype.itemsize < 2**63, "shape")
@@ -133,6 +142,11 @@ def decode(stream: bytes, find_model: Callable[[str], Any] | None = None) -> np.
         sections[SIDE_SECTION] = functools.partial(
             _side_prediction, sections.get(SIDE_SECTION, b""), find_model
         )
+    if method == FRAMES and sections.get(PLAN, b"")[19:20] == b"\xff":
+        require(transform == NO_TRANSFORM, "transform")
+        sections[FORECAST] = functools.partial(Forecasts, sections.get(FORECAST, b""), find_forecaster)
+    else:
+        sections.pop(FORECAST, None)
     with np.errstate(all="ignore"):
         array = _assemble(dtype, shape, method, transform, sections)
     return array.astype(dtype.newbyteorder("="))
@@ -218,14 +232,16 @@ def _region(
     outliers = sections.get(OUTLIERS, b"") if method != LOCAL else b""
     require(len(outliers) % kind.itemsize == 0, "outliers")
     forecaster = b""
-    if method == FRAMES:
+    if method == FRAMES and FORECAST not in sections:
         cursor = Bytes(codes)
         forecaster = cursor.take(cursor.varint())
         codes = codes[cursor.at :]
     loop = ClosedLoop(kind, shape, labels, codes, np.frombuffer(outliers, kind))
     if method in (INTERPOLATION, FRAMES):
         model = sections.get(MODEL) if len(plan) > 17 and plan[17] & 16 else None
-        if method == FRAMES:
+        if FORECAST in sections:
+            decode_modelled(loop, plan, sections[FORECAST])
+        elif method == FRAMES:
             decode_frames(loop, plan, forecaster, model)
         else:
             decode_interpolation(loop, plan, model)
@@ -1419,6 +1435,152 @@ class Motion(Nearest):
             )
             result[y, x] = 0.25 * ((v[y0, x0] + v[y0, x1]) + (v[y1, x0] + v[y1, x1]))
         return result
+
+
+# 22. Verified float forecasts ------------------------------------------------------------------------------
+
+
+def decode_modelled(loop: ClosedLoop, plan: bytes, forecasts: Callable[..., Forecasts]) -> None:
+    cursor = Bytes(plan)
+    step, offset, batch, flags, exponent, _ = struct.unpack("<ddBBBB", cursor.take(20))
+    history = cursor.varint()
+    cursor.end()
+    require(math.isfinite(step) and step > 0 and math.isfinite(offset), "step and offset")
+    require(batch > 0 and flags & ~12 == 0 and exponent == 0 and history <= 64, "plan")
+    require(len(loop.shape) == batch + 2 and min(loop.shape[batch:]) >= 8, "frames")
+    loop.choose(flags >> 2)
+    axes, frames = loop.shape[batch:], math.prod(loop.shape[:batch])
+    size = math.prod(axes)
+    told = forecasts(frames, axes, history)
+    work = FrameDecoder(loop, axes, lambda level: step, False, {}, chained=True)
+    for f in range(frames):
+        state = f // told.channels
+        if state == 0 and history:
+            work.decode(f * size, offset, 0, None)
+            continue
+        before, kind = max(0, f - told.channels), loop.values.dtype
+        r = told.of(f, np.array(loop.v[: f * size]).reshape(-1, *axes))
+        if r is None:
+            r = np.array(loop.v[before * size : (before + 1) * size]) if state else np.zeros(size)
+        r = r.astype(kind)
+        r = np.where(np.isfinite(r), r, 0).astype(float).ravel().tolist()
+        codes = loop.remembered[before * size : (before + 1) * size] if state else [0] * size
+        work.decode(f * size, r[0], 1 if state >= history else 2, (r, codes))
+    told.end()
+
+
+class Forecasts:
+    def __init__(
+        self,
+        section: bytes,
+        find: Callable[[str], Any] | None,
+        frames: int,
+        axes: tuple[int, ...],
+        history: int,
+    ) -> None:
+        cursor = Bytes(section)
+        kind, self.channels = cursor.u8(), cursor.varint()
+        require(kind < 2 and 1 <= self.channels <= frames and frames % self.channels == 0, "channels")
+        self.axes, self.history = axes, history
+        exponents = struct.unpack(f"<{self.channels}h", cursor.take(2 * self.channels))
+        require(max(map(abs, exponents)) <= 100, "exponents")
+        self.grids = [2.0**e for e in exponents]
+        bits = int.from_bytes(cursor.take((frames + 7) // 8), "little")
+        require(0 < bits < 1 << frames and bits % (1 << history * self.channels) == 0, "frames")
+        present = [f for f in range(frames) if bits >> f & 1]
+        self.whole, self.integers = hashlib.blake2b(digest_size=16), {}
+        if kind == 1:
+            self.model = None
+            numbers = self._inner(cursor.data[cursor.at :], (len(present), *axes))
+            for f, values in zip(sorted(present, key=lambda f: (f % self.channels, f)), numbers, strict=True):
+                self.integers[f] = values
+            return
+        digest = cursor.take(32).hex()
+        require(find is not None, "a foundation model, and nothing to find it with")
+        try:
+            self.model = find(digest)
+        except Exception as error:
+            raise RejectedStreamError(f"no foundation model {digest}") from error
+        start, step, *degrees = struct.unpack("<qI4d", cursor.take(44))
+        names = [cursor.take(cursor.varint()) for _ in range(self.channels)]
+        try:
+            texts = tuple(name.decode() for name in names)
+            self.place = Coordinates(texts, start, step, tuple(degrees[:2]), tuple(degrees[2:]))
+        except ValueError as error:
+            raise RejectedStreamError("coordinates") from error
+        latents = cursor.take(cursor.varint())
+        require(bool(latents) == bool(self.model.latents) and history == self.model.history, "latents")
+        self.latents = None
+        if latents:
+            self.latents = self._inner(latents, (frames // self.channels, self.model.latents))
+        self.flags, self.hashes = {}, {}
+        for f in present:
+            place, self.flags[f] = -1, {}
+            for _ in range(cursor.varint()):
+                number = cursor.varint()
+                place += 1 + (number >> 1)
+                require(place < math.prod(axes), "flag")
+                self.flags[f][place] = number & 1
+        for f in present:
+            self.hashes[f] = [cursor.take(8) for _ in self._blocks()]
+        self.right = cursor.take(16)
+        cursor.end()
+
+    @staticmethod
+    def _inner(stream: bytes, shape: tuple[int, ...]) -> np.ndarray:
+        values = decode(stream)
+        require(values.dtype == np.int32 and values.shape == shape, "integers")
+        return values
+
+    def _blocks(self) -> list[tuple[slice, slice]]:
+        starts = itertools.product(range(0, self.axes[0], 64), range(0, self.axes[1], 64))
+        return [(slice(y, y + 64), slice(x, x + 64)) for y, x in starts]
+
+    def of(self, f: int, decoded: np.ndarray) -> np.ndarray | None:
+        """The forecast of a frame, or none; `decoded`: all frames before it."""
+        state, channel = divmod(f, self.channels)
+        if self.model is not None and not channel:
+            wanted = [g for g in range(f, f + self.channels) if g in self.flags]
+            if wanted:
+                if self.latents is None:
+                    given = decoded[f - self.history * self.channels :].astype(np.float32)
+                    given = given.reshape(self.history, self.channels, *self.axes)
+                    require(np.isfinite(given).all(), "states")
+                else:
+                    given = self.latents[state]
+                x = self.model.step(given, self.place.at(state)).astype(float)
+                for g in wanted:
+                    self.integers[g] = self._verified(g, x[g - f] / self.grids[g - f])
+        return self.integers[f] * self.grids[channel] if f in self.integers else None
+
+    def _verified(self, f: int, u: np.ndarray) -> np.ndarray:
+        require((np.abs(u) < 2**24 - 2).all(), "forecast")
+        nearest = np.floor(u + 0.5)
+        other = np.where(u >= nearest, nearest + 1, nearest - 1)
+        far = np.abs(u - nearest)
+        p = nearest.copy()
+        for place, parity in self.flags[f].items():
+            at = np.unravel_index(place, self.axes)
+            p[at], far[at] = (nearest[at] if nearest[at] % 2 == parity else other[at]), -1
+        for block, right in zip(self._blocks(), self.hashes[f], strict=True):
+            places = np.argwhere(far[block] >= 0)
+            order = np.argsort(-far[block][tuple(places.T)], kind="stable")[:24]
+            for chosen in itertools.chain.from_iterable(
+                itertools.combinations(order.tolist(), n) for n in range(4)
+            ):
+                tried = p[block].copy()
+                for i in chosen:
+                    tried[tuple(places[i])] = other[block][tuple(places[i])]
+                if hashlib.blake2b(tried.astype("<i4").tobytes(), digest_size=8).digest() == right:
+                    p[block] = tried
+                    break
+            else:
+                raise RejectedStreamError("a forecast that cannot be made again")
+        self.whole.update(p.astype("<i4").tobytes())
+        return p
+
+    def end(self) -> None:
+        require(self.model is None or self.whole.digest() == self.right, "hash")
 
 
 # 11. Causal ------------------------------------------------------------------------------------------------

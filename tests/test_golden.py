@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def find_model(digest):
     return MODELS[digest]
 
 
+FORECASTERS = runpy.run_path(str(GOLDEN / "foundation_models.py"))["MODELS"]
+
+
+def find_forecaster(digest):
+    if digest not in FORECASTERS:
+        raise errors.ModelNotFoundError(digest)
+    return FORECASTERS[digest]
+
+
 def check(array, expected):
     assert array.dtype.name == expected["dtype"]
     assert list(array.shape) == expected["shape"]
@@ -42,23 +52,25 @@ def check(array, expected):
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_decodes(name):
     stream = (GOLDEN / f"{name}.aesz").read_bytes()
-    check(pipeline.decode(stream, find_model=find_model), ACCEPTED[name])
+    check(pipeline.decode(stream, find_model=find_model, find_forecaster=find_forecaster), ACCEPTED[name])
     assert list(pipeline.describe(stream).shape) == ACCEPTED[name]["shape"]
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_reference_decodes(reference, name):
-    check(reference.decode((GOLDEN / f"{name}.aesz").read_bytes(), find_model), ACCEPTED[name])
+    check(
+        reference.decode((GOLDEN / f"{name}.aesz").read_bytes(), find_model, find_forecaster), ACCEPTED[name]
+    )
 
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_rejected(reference, name):
     stream = (GOLDEN / "reject" / f"{name}.aesz").read_bytes()
     with pytest.raises(errors.AESZError) as caught:
-        pipeline.decode(stream, find_model=find_model)
+        pipeline.decode(stream, find_model=find_model, find_forecaster=find_forecaster)
     assert type(caught.value).__name__ == REJECTED[name]
     with pytest.raises(reference.RejectedStreamError):
-        reference.decode(stream, find_model)
+        reference.decode(stream, find_model, find_forecaster)
 
 
 @pytest.mark.parametrize("folder", [*VERSIONS, "reject"])
@@ -79,6 +91,7 @@ def test_every_part_of_the_format_has_a_stream():
         "InvalidModelError",
         "ModelKindError",
         "ModelNotFoundError",
+        "PredictionMismatchError",
         "TruncatedStreamError",
         "UnsupportedFormatError",
     }

@@ -29,8 +29,10 @@ from .verified import Decoded, Encoded, Stored
 if TYPE_CHECKING:
     from . import Floats, Mask, Quantizer
 
-__all__ = ["Modelled"]
+__all__ = ["LEAST_LENGTH", "Modelled"]
 
+LEAST_LENGTH = 8
+"""Points along each of the axes of a frame."""
 _TAG = 255  # in the place of a forecaster's number
 _ALONE, _FORECAST, _BEFORE = 0, 1, 2  # sets of weights
 _STATES, _FRAMES = 2, 6  # that weights are fitted to
@@ -88,6 +90,10 @@ class Modelled:
         """Fill `out`; at masked places it gets predictions, in frames that went wrong NaN."""
         end = self.end
         assert isinstance(end, Decoded | Stored)
+        if out.ndim - self.batch != 2 or min(out.shape[-2:]) < LEAST_LENGTH:
+            raise corrupt(
+                "plan", f"frames of {out.shape[self.batch :]}", f"two axes of at least {LEAST_LENGTH}"
+            )
         _core.decode_frames(
             codes,
             outliers,
@@ -183,10 +189,8 @@ class Modelled:
         return method is Method.FRAMES and len(plan) > 19 and plan[19] == _TAG
 
     @classmethod
-    def unpack(
-        cls, plan: Reader, channels: int, end: Decoded | Stored | None = None
-    ) -> tuple[Self, float, float]:
-        """Read the section ``plan``; the number of channels is in the section ``forecast``."""
+    def unpack(cls, plan: Reader, channels: int) -> tuple[Self, float, float]:
+        """Read the section ``plan``, but for `end`; the number of channels is in the section ``forecast``."""
         step, offset = plan.unpack("dd")
         batch, flags, exponent, tag = plan.take(4)
         history = plan.varint()
@@ -197,7 +201,7 @@ class Modelled:
                 f"{batch} frame axes, flags {flags}, {exponent}, {history} states",
                 "at least 1, a coder, 0, up to 64",
             )
-        return cls(batch, channels, history, end, Coder(flags >> 2 & 3)), step, offset
+        return cls(batch, channels, history, None, Coder(flags >> 2 & 3)), step, offset
 
     def describe(self) -> dict[str, Any]:
         """Return the choices as JSON values."""

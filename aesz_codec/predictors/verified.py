@@ -16,8 +16,8 @@ bound never rests on it.
 The grid g, a power of two for each channel, is about half of the forecast's own error on the first state of the chunk (and no
 more than half of the data's standard deviation, and no less than half of the tolerance): rounding then adds 2 % to the error's
 variance.  The encoder computes every forecast twice in different numerics and declares four times the greatest difference,
-delta; a frame with delta / g above 0.01 is not forecast, and a model all of whose frames are such is refused.  Above 0.001 the
-places within delta of a tie are flagged with their parity.
+delta; a frame with delta / g above 0.01 is not forecast, and a model all of whose frames are such is refused.  Above 0.001, and
+where the second forecast could not be mended, the places within delta of a tie are flagged with their parity.
 
 `Encoded` is what an encoder asks in the closed loop, `Decoded` what a decoder asks, `Stored` what it asks of a stream that was
 made model-free.  Format: ``docs/format.md``, section 22.  Source: Ballé et al. 2019 (integer networks) state the problem; Tian
@@ -58,7 +58,7 @@ _MARGIN = 4  # delta is so many times the greatest difference that was seen
 _MOST_UNSTABLE = 0.01  # delta / g
 _FLAGGED_FROM = 0.001  # delta / g
 _LARGEST = 1 << 24  # integers below are exact as float32
-_MOST_EXPONENT = 120
+_MOST_EXPONENT = 100
 _MOST_FAILED = 64  # blocks; no more are tried
 _SHOWN = 8
 _MOST_LATENTS = 1 << 16
@@ -140,7 +140,7 @@ class Forecast:
             raise corrupt("forecast: channels", str(channels), f"a divisor of {frames} frames")
         exponents = np.frombuffer(reader.take(2 * channels), "<i2").astype(np.int16)
         if np.abs(exponents.astype(np.int32)).max() > _MOST_EXPONENT:
-            raise corrupt("forecast: grid", "2 to the power of one above 120", "-120 to 120")
+            raise corrupt("forecast: grid", "2 to the power of one above 100", "-100 to 100")
         bits = np.unpackbits(np.frombuffer(reader.take(-(-frames // 8)), np.uint8), bitorder="little")
         present = bits[:frames].astype(np.bool_)
         if bits[frames:].any() or not present.any():
@@ -401,13 +401,14 @@ class Encoded(_Loop):
         integers, other = _rounded(scaled)
         if integers is None or other is None:
             return None
-        flags = np.empty(0, np.int64)
-        if delta / grid > _FLAGGED_FROM:
-            places = np.flatnonzero(np.abs(np.abs(scaled - integers) - 0.5) <= delta / grid)
-            flags = places << 1 | (integers.reshape(-1)[places] & 1)
         hashes = _hashes(integers)
-        mended, failed, _ = _restored(again / grid, flags, hashes)
-        if failed or mended is None or not np.array_equal(mended, integers):
+        near = np.flatnonzero(np.abs(np.abs(scaled - integers) - 0.5) <= delta / grid)
+        parities = near << 1 | (integers.reshape(-1)[near] & 1)
+        for flags in (parities[:0], parities) if delta / grid <= _FLAGGED_FROM else (parities,):
+            mended, failed, _ = _restored(again / grid, flags, hashes)
+            if not failed and mended is not None and np.array_equal(mended, integers):
+                break
+        else:
             self.unstable[frame] = delta / grid
             return None
         self._exponents[channel] = exponent

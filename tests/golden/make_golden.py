@@ -15,12 +15,13 @@ import importlib.util
 import itertools
 import json
 import math
+import runpy
 import struct
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,16 +29,20 @@ import zstandard
 
 from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
+from aesz_codec.coordinates import Coordinates
 from aesz_codec.errors import CorruptStreamError, ModelNotFoundError
 from aesz_codec.lattice import Lattice
 from aesz_codec.packs import Pack
 from aesz_codec.predictors import Causal, Frames, Interpolation, Local, Predictor, Quantizer
 from aesz_codec.predictors.forecasts import LeastSquares, Motion, Nearest
+from aesz_codec.predictors.modelled import Modelled
 from aesz_codec.predictors.side import Basis
+from aesz_codec.predictors.verified import Encoded
 from aesz_codec.stream import Coder, Method, Section, Stream, Transform, Writer
 from aesz_codec.train.packing import write_pack
 
 HERE = Path(__file__).parent
+foundation_models = SimpleNamespace(**runpy.run_path(str(HERE / "foundation_models.py")))
 MODELS = HERE / "models"
 LARGEST = 2000  # bytes of a golden stream
 LOSSLESS = ErrorBound("lossless", None)
@@ -446,6 +451,141 @@ def _frames() -> Iterator[tuple[str, bytes]]:
         Frames(1, 2, LeastSquares()), drifting(4, 9, 10) * 8, 3.0, dtype="int16", transform=Transform.INTEGER
     )
     yield "frames_integer", integers.to_bytes()
+
+
+def accepted_modelled() -> Iterator[tuple[str, bytes]]:
+    """Yield names and streams of format 1.5: verified float forecasts, with a model and without."""
+    stepping = foundation_models.stepping
+    for name, kind in (("float32", "f4"), ("float64", "f8")):
+        states = drifting(6, 9, 10).reshape(3, 2, 9, 10).astype(kind)
+        yield f"modelled_{name}", modelled(stepping(1), states).to_bytes()
+    frames = drifting(6, 9, 10).astype("f4")
+    states = frames.reshape(3, 2, 9, 10)
+    for coder in (Coder.STATIC, Coder.MIXED):
+        yield f"modelled_{coder.name.lower()}", modelled(stepping(1), states, coder=coder).to_bytes()
+    yield "modelled_two_states", modelled(stepping(2), frames).to_bytes()
+    yield "modelled_latents", modelled(foundation_models.codec(), states).to_bytes()
+    masked = (uniform(3, 2, 9, 10, multiplier=69069) < 0.1).astype(np.uint8)
+    masked[1, 1] = 1
+    yield "modelled_labels", modelled(stepping(1), states, labels=masked).to_bytes()
+    right = stepping(1)
+    off = np.float32(2.0**-9) * (uniform(2, 9, 10) - 0.5).astype("f4")
+    nearly = stepping(
+        1, step=lambda state: right._step(state) + off, other=lambda state: right._step(state) - off
+    )
+    for name, scale in (("mended", 0.0625), ("flags", 0.5)):
+        coded = (
+            nearly
+            if name == "flags"
+            else stepping(1, step=lambda s, scale=scale: right._step(s) + scale * off)
+        )
+        yield f"modelled_{name}", modelled(coded, states).to_bytes()
+    wide = modelled(stepping(1), drifting(2, 66, 70, noise=0.125).astype("f4"), 8.0)
+    yield "modelled_blocks", wide.to_bytes()
+    for name, stream in (
+        ("float32", modelled(right, states)),
+        ("labels", modelled(right, states, labels=masked)),
+    ):
+        free = pipeline.materialise(stream.to_bytes(), find_forecaster=foundation_models.MODELS.__getitem__)
+        if pipeline.describe(free).predictor != "frames":
+            raise SystemExit("a stream that is smaller without its forecasts")
+        yield f"modelled_free_{name}", free
+
+
+def modelled(
+    model: Any,
+    data: np.ndarray,
+    step: float = 0.25,
+    *,
+    labels: np.ndarray | None = None,
+    coder: Coder = Coder.ADAPTIVE,
+) -> Stream:
+    """Return a stream of forecasts by a model of ``foundation_models.py``, or one that is nearly the same."""
+    channels = data.shape[1] if data.ndim == 4 else 1
+    names = ("t@850", "u")[:channels]
+    place = Coordinates(names, "2020-02-29T12:00", 21600, (45.0, -0.25), (359.5, 0.25))
+    frames = data.reshape(-1, *data.shape[-2:])
+    mask = None if labels is None else labels.reshape(frames.shape)
+    end = Encoded(model, place, frames, mask, step / 2, lambda a: pipeline.encode(a, ErrorBound("abs", 0.25)))
+    predictor = Modelled(data.ndim - 2, channels, model.history, end, coder)
+    codes, outliers = predictor.encode(data, labels, Quantizer(step / 2, step, 0.5))
+    stream = Stream(data.dtype, data.shape, "abs", step / 2, step / 2, Method.FRAMES)
+    stream.sections = {Section.PLAN: predictor.pack(step, 0.5), Section.CODES: codes}
+    stream.sections[Section.FORECAST] = end.section().pack()
+    if outliers:
+        stream.sections[Section.OUTLIERS] = outliers
+    if labels is not None:
+        values = np.array([np.nan], data.dtype).tobytes()
+        stream.sections[Section.LABELS] = bytes([1]) + values + _core.encode_labels(labels)
+    return stream
+
+
+def rejected_modelled() -> Iterator[tuple[str, str, bytes]]:
+    """Yield names, errors and streams of format 1.5 whose forecasts are not what section 22 says."""
+    states = drifting(6, 9, 10).reshape(3, 2, 9, 10).astype("f4")
+    sound = modelled(foundation_models.stepping(1), states)
+    section, plan = sound.sections[Section.FORECAST], sound.sections[Section.PLAN]
+    free = Stream.from_bytes(
+        pipeline.materialise(sound.to_bytes(), find_forecaster=foundation_models.MODELS.__getitem__)
+    )
+
+    def changed(at: int, content: bytes, of: Stream = sound) -> bytes:
+        given = of.sections[Section.FORECAST]
+        return _with(of, Section.FORECAST, given[:at] + content + given[at + len(content) :]).to_bytes()
+
+    unknown = "ModelNotFoundError"
+    corrupt = "CorruptStreamError"
+    yield "modelled_unknown_model", unknown, changed(7, bytes(32))
+    other = modelled(foundation_models.stepping(1, step=lambda s: s + np.float32(1)), states)
+    yield "modelled_other_forecasts", "PredictionMismatchError", other.to_bytes()
+    cases = {
+        "kind": (0, b"\2"),
+        "no_channels": (1, b"\0"),
+        "channels": (1, b"\4"),
+        "exponent": (2, b"\x65\0"),
+        "no_frames": (6, b"\0"),
+        "frames_beyond": (6, b"\x7c"),
+        "frame_too_early": (6, b"\x3e"),
+        "start": (39, b"\xff" * 7 + b"\x7f"),
+        "step": (47, bytes(4)),
+        "latitude": (51, b"\xff" * 8),
+        "no_step_of_longitude": (75, bytes(8)),
+        "no_name": (83, b"\0"),
+        "name_no_text": (84, b"\xff"),
+        "level": (86, b"x"),
+        "latents": (91, b"\1"),
+        "flags": (92, b"\xff"),
+        "whole": (len(section) - 16, bytes(16)),
+    }
+    for name, (at, content) in cases.items():
+        yield f"modelled_{name}", corrupt, changed(at, content)
+    yield "modelled_left_over", corrupt, _with(sound, Section.FORECAST, section + b"\0").to_bytes()
+    yield "modelled_cut", corrupt, _with(sound, Section.FORECAST, section[:-1]).to_bytes()
+    yield "modelled_none", corrupt, _with(sound, Section.FORECAST, None).to_bytes()
+    for name, content in {
+        "exponent": plan[:18] + b"\1" + plan[19:],
+        "flags": plan[:17] + b"\1" + plan[18:],
+        "history": plan[:20] + b"\2",
+        "long_history": plan[:20] + b"\x41",
+        "no_frame_axis": plan[:16] + b"\0" + plan[17:],
+        "one_frame_axis": plan[:16] + b"\1" + plan[17:],
+        "left_over": plan + b"\0",
+        "short": plan[:20],
+    }.items():
+        yield f"modelled_plan_{name}", corrupt, _with(sound, Section.PLAN, content).to_bytes()
+    inner = pipeline.encode(np.zeros((3, 9, 10), "i4"), ErrorBound("abs", 0.25))
+    yield (
+        "modelled_free_integers",
+        corrupt,
+        _with(free, Section.FORECAST, free.sections[Section.FORECAST][:7] + inner).to_bytes(),
+    )
+    inner = pipeline.encode(np.zeros((4, 9, 10), "f4"), ErrorBound("abs", 0.25))
+    yield (
+        "modelled_free_floats",
+        corrupt,
+        _with(free, Section.FORECAST, free.sections[Section.FORECAST][:7] + inner).to_bytes(),
+    )
+    yield "modelled_in_1_4", corrupt, resealed(sound.to_bytes(), 5, b"\4")
 
 
 def drifting(frames: int, lines: int, width: int, noise: float = 0.25) -> np.ndarray:
@@ -1254,8 +1394,9 @@ def find_model(digest: str) -> Pack:
 
 def expectation(stream: bytes, reference: ModuleType) -> dict[str, Any]:
     """Return what a stream decodes to, by both decoders."""
-    decoded = pipeline.decode(stream, find_model=find_model)
-    expected = reference.decode(stream, find_model)
+    find_forecaster = foundation_models.MODELS.__getitem__
+    decoded = pipeline.decode(stream, find_model=find_model, find_forecaster=find_forecaster)
+    expected = reference.decode(stream, find_model, find_forecaster)
     if (decoded.dtype, decoded.shape, digest(decoded)) != (expected.dtype, expected.shape, digest(expected)):
         raise SystemExit("the two decoders differ")
     return {"dtype": decoded.dtype.name, "shape": list(decoded.shape), "sha256": digest(decoded)}
@@ -1301,7 +1442,7 @@ def main() -> None:
         "1.2": accepted_1_2,
         "1.3": accepted_1_3,
         "1.4": accepted_1_4,
-        "1.5": accepted_1_5,
+        "1.5": lambda: itertools.chain(accepted_1_5(), accepted_modelled()),
     }
     folders = ("models", *versions, "reject")
     forced_folders = () if given is None else given or folders
@@ -1321,6 +1462,7 @@ def main() -> None:
             *rejected_forecasters(),
             *rejected_learned_static(),
             *rejected_frames(),
+            *rejected_modelled(),
         )
     }
     write(HERE / "reject", bad, "reject" in forced_folders)
