@@ -8,9 +8,10 @@ threads; the codec works by value, so neither is restored.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 from zarr.abc.codec import ArrayBytesCodec
@@ -18,13 +19,15 @@ from zarr.abc.codec import ArrayBytesCodec
 from . import pipeline
 from .bounds import check_dtype, finite_range
 from .codec import CodecConfig, as_stream
+from .coordinates import Coordinates
 from .errors import InvalidConfigError
 
 if TYPE_CHECKING:
+    import zarr
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, NDBuffer
 
-__all__ = ["AESZCodec"]
+__all__ = ["AESZCodec", "write_states"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,3 +106,57 @@ class AESZCodec(CodecConfig, ArrayBytesCodec):
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         return await asyncio.to_thread(self._decode_sync, chunk_data, chunk_spec)
+
+
+def write_states(array: zarr.Array[Any], states: Any, first: int = 0) -> None:
+    """Write states into an array whose codec has a foundation model, each chunk with the time of its own first state.
+
+    A codec does not know which chunk it is given: with a plain ``array[...] = states`` every chunk is forecast as if it began at
+    the array's start time, which is right within the bound, but larger where the model looks at the clock.
+
+    Parameters
+    ----------
+    array : zarr.Array
+        Of format 2 or 3, opened for writing, sharded or not; its first axis is time, the others are whole in every chunk.
+    states : array_like
+        Shape (states, ...), lazily indexed ones too: one chunk is read at a time.
+    first : int
+        Number of the first of these states in the array, a multiple of the chunk's length.
+
+    Raises
+    ------
+    InvalidConfigError
+        If the codec has no foundation model, chunks are cut along other axes, or the states do not begin at a chunk's first one
+        or end beyond the array.
+    """
+    from zarr import Array, AsyncArray
+
+    length, count = array.chunks[0], len(states)
+    metadata = array.metadata.to_dict()
+    found = _with_coordinates(metadata)
+    whole = array.chunks[1:] == array.shape[1:]
+    if not found or not whole or first % length or not 0 <= first <= first + count <= array.shape[0]:
+        raise InvalidConfigError.at(
+            "states",
+            found=f"{count} from {first} on for an array of shape {array.shape}, chunks {array.chunks}"
+            + ("" if found else ", without a foundation model"),
+            expected="a codec with a foundation model, and whole chunks along time",
+        )
+    given = [Coordinates.from_json(configuration["coordinates"]) for configuration in found]
+    for start in range(0, count, length):
+        for configuration, coordinates in zip(found, given, strict=True):
+            configuration["coordinates"] = coordinates.at(first + start).to_json()
+        there: Any = type(array.metadata).from_dict(copy.deepcopy(metadata))
+        chunk: Array[Any] = Array(AsyncArray(metadata=there, store_path=array.store_path))
+        stop = min(start + length, count)
+        chunk[first + start : first + stop] = np.asarray(states[start:stop])
+
+
+def _with_coordinates(value: Any) -> list[dict[str, Any]]:
+    """Return the configurations in array metadata that have coordinates."""
+    if isinstance(value, Mapping):
+        found = [cast("dict[str, Any]", value)] if "coordinates" in value and "forecaster" in value else []
+        return found + [entry for item in value.values() for entry in _with_coordinates(item)]
+    if isinstance(value, list | tuple):
+        return [entry for item in value for entry in _with_coordinates(item)]
+    return []

@@ -24,6 +24,7 @@ from aesz_codec.cli import main
 from aesz_codec.foundation import Forecasting
 from aesz_codec.materialise import materialise
 from aesz_codec.stream import Section, Stream
+from aesz_codec.zarr_codec import write_states
 
 flowing = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("flowing.py"))))
 CHANNELS, ROWS, COLUMNS, PLACE = flowing.CHANNELS, flowing.ROWS, flowing.COLUMNS, flowing.PLACE
@@ -326,6 +327,47 @@ def test_materialised_stores(tmp_path, states, registered, layout, monkeypatch, 
     assert xr.open_zarr(path).x.values.tobytes() == before.tobytes()
     assert materialise(path).variables[0].rewritten == 0
     assert not [*tmp_path.rglob("*.partial")]
+
+
+@pytest.mark.parametrize("layout", ["chunks", "shards", "format 2"])
+def test_chunks_know_their_time(tmp_path, states, layout):
+    """With `write_states` a model that looks at the clock is right in every chunk."""
+    moments = []
+
+    def clocked(state: np.ndarray, place: foundation.Coordinates) -> np.ndarray:
+        moments.append(place.start)
+        return flow(state)
+
+    digest = foundation.register(model(clocked, with_coordinates=True, version="clock"))
+    try:
+        options: dict = {"chunks": (4, *states.shape[1:]), "compressors": None}
+        config = {"error_bound": 0.2, "forecaster": digest, "coordinates": PLACE}
+        if layout == "format 2":
+            options["compressors"] = AESZ(**config)
+        else:
+            options["serializer"] = AESZCodec(**config)
+        if layout == "shards":
+            options["shards"] = (12, *states.shape[1:])
+        format_ = 2 if layout == "format 2" else 3
+        array = zarr.create_array(
+            tmp_path / "a.zarr", shape=states.shape, dtype="f4", zarr_format=format_, **options
+        )
+        write_states(array, states[:8])
+        write_states(array, states[8:], first=8)
+        assert sorted({(m - PLACE.start) // PLACE.step for m in moments}) == [1, 2, 3, 5, 6, 7, 9]
+        moments.clear()
+        again = zarr.open_array(tmp_path / "a.zarr")[:]
+        assert np.abs(again - states).max() <= 0.2
+        assert {(m - PLACE.start) // PLACE.step for m in moments} >= {1, 2, 3, 5, 6, 7}
+        assert "2020-02-28T18:00:00" in json.dumps(array.metadata.to_dict(), default=str)
+        for wrong, first in ((states, 4), (states[:4], 2), (states[:4], 12)):
+            with pytest.raises(errors.InvalidConfigError, match="whole chunks along time"):
+                write_states(array, wrong, first)
+    finally:
+        foundation.unregister(digest)
+    plain = zarr.create_array({}, shape=states.shape, dtype="f4", serializer=AESZCodec(0.2), compressors=None)
+    with pytest.raises(errors.InvalidConfigError, match="without a foundation model"):
+        write_states(plain, states)
 
 
 def test_materialise_refuses_what_it_cannot_do(tmp_path, states):
