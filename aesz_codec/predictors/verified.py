@@ -398,8 +398,8 @@ class Encoded(_Loop):
             self.unstable[frame] = delta / grid
             return None
         scaled = forecast / grid
-        integers, other = _rounded(scaled)
-        if integers is None or other is None:
+        integers = _rounded(scaled)
+        if integers is None:
             return None
         hashes = _hashes(integers)
         near = np.flatnonzero(np.abs(np.abs(scaled - integers) - 0.5) <= delta / grid)
@@ -612,12 +612,16 @@ def _times(integers: Integers, grid: float) -> Frame:
     return np.asarray(integers * grid, np.float64)
 
 
-def _rounded(scaled: Frame) -> tuple[Integers | None, Integers | None]:
-    """Return the nearest integers, halves up, and the next nearest; None if one is too large, or none at all."""
-    if not (np.abs(scaled) < _LARGEST - 2).all():  # so for NaN
-        return None, None
-    nearest = np.floor(scaled + 0.5)
-    return nearest.astype(np.int32), (nearest + np.where(scaled >= nearest, 1, -1)).astype(np.int32)
+def _rounded(scaled: Frame) -> Integers | None:
+    """Return the nearest integers, halves up; None if one is too large, or none at all."""
+    if not max(float(scaled.max()), -float(scaled.min())) < _LARGEST - 2:  # so for NaN
+        return None
+    return np.floor(scaled + 0.5).astype(np.int32)
+
+
+def _other(scaled: Frame, nearest: Integers) -> Integers:
+    """Return the next nearest integers."""
+    return nearest + np.where(scaled >= nearest, np.int32(1), np.int32(-1))
 
 
 def _blocks(rows: int, columns: int) -> int:
@@ -649,21 +653,21 @@ def _restored(
     failed : numbers of the blocks that could not be made right
     tried : whether every block was
     """
-    integers, other = _rounded(scaled)
-    if integers is None or other is None:
+    integers = _rounded(scaled)
+    if integers is None:
         return None, list(range(min(most, _blocks(*scaled.shape)))), False
-    places = flags >> 1
-    flat = integers.reshape(-1)
+    places, flat = flags >> 1, integers.reshape(-1)
     fixed = np.zeros(integers.shape, np.bool_)
     fixed.reshape(-1)[places] = True
-    flat[places] = np.where(flat[places] & 1 == flags & 1, flat[places], other.reshape(-1)[places])
+    other = _other(scaled.reshape(-1)[places], flat[places])
+    flat[places] = np.where(flat[places] & 1 == flags & 1, flat[places], other)
     failed: list[int] = []
     for number, place in enumerate(_places(integers.shape)):
         block = integers[place].astype("<i4")
         expected = hashes[number * _HASH_BYTES : (number + 1) * _HASH_BYTES]
         if _hash(block) == expected:
             continue
-        mended = _mended(block, other[place], np.abs(scaled[place] - block), fixed[place], expected)
+        mended = _mended(block, scaled[place], fixed[place], expected)
         if mended is None:
             failed.append(number)
             if len(failed) >= most:
@@ -674,12 +678,13 @@ def _restored(
 
 
 def _mended(
-    block: npt.NDArray[Any], other: Integers, distance: Frame, fixed: npt.NDArray[np.bool_], expected: bytes
+    block: npt.NDArray[Any], scaled: Frame, fixed: npt.NDArray[np.bool_], expected: bytes
 ) -> npt.NDArray[Any] | None:
     """Flip up to three of the integers nearest to a tie until the hash is right."""
-    ranked = np.argsort(np.where(fixed, -1.0, distance).reshape(-1), kind="stable")[::-1]
+    distance = np.where(fixed, -1.0, np.abs(scaled - block)).reshape(-1)
+    ranked = np.argsort(distance, kind="stable")[::-1]
     ranked = ranked[: min(_NEAREST, int((~fixed).sum()))]  # flagged ones are known
-    flat, flipped = block.reshape(-1), other.reshape(-1)
+    flat, flipped = block.reshape(-1), _other(scaled, block).reshape(-1)
     for count in range(1, _MOST_FLIPS + 1):
         for chosen in itertools.combinations(ranked.tolist(), count):
             places = [*chosen]
