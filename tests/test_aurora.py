@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aesz_codec import errors, foundation
+from aesz_codec import errors, foundation, pipeline
+from aesz_codec.bounds import ErrorBound
 from aesz_codec.coordinates import Coordinates
 
 try:
@@ -21,6 +22,7 @@ except PackageNotFoundError:
 
 from aesz_codec.adapters.aurora import Aurora, _package
 from aesz_codec.predictors.verified import Decoded, Encoded, Forecast
+from aesz_codec.stream import Method, Stream
 
 torch = pytest.importorskip("torch")
 
@@ -240,3 +242,36 @@ def test_missing_and_other_checkpoints(tmp_path, checkpoint, static, model, monk
     assert other.digest != model.digest
     with pytest.raises(errors.ModelNotFoundError, match=rf"none with the digest {other.digest}.*models.toml"):
         foundation.get(other.digest)
+
+
+def test_streams_and_their_model_free_copies(model, states):
+    """Random weights save nothing, so the candidate is asked for; the encoder itself leaves it."""
+    bound = ErrorBound("abs", 1.0)
+    small = (states / np.abs(states).max(axis=(0, 2, 3), keepdims=True) * 100).astype("f4")
+    forecasting = foundation.Forecasting(Scaled(model, states), PLACE)
+    blank = Stream(small.dtype, small.shape, "abs", 1.0, 0.0, Method.LOSSLESS)
+    stream = next(pipeline._forecast(small, bound, blank, "default", forecasting)).to_bytes()
+    assert pipeline.describe(stream).foundation == model.digest
+
+    def find(digest):
+        return {model.digest: forecasting.model}[digest]
+
+    back = pipeline.decode(stream, find_forecaster=find)
+    assert np.abs(back - small).max() <= 1.0
+    free = pipeline.materialise(stream, find_forecaster=find)
+    assert pipeline.describe(free).foundation is None and pipeline.decode(free).tobytes() == back.tobytes()
+    plain = pipeline.encode(small, bound)
+    assert len(pipeline.encode(small, bound, forecast=forecasting)) <= len(plain)
+
+
+class Scaled:
+    """The model for states whose channels were brought to one scale."""
+
+    def __init__(self, model, states):
+        self._model, self._scale = model, np.abs(states).max(axis=(0, 2, 3))[:, None, None] / np.float32(100)
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def step(self, states, coordinates, *, other=False):
+        return self._model.step(states * self._scale, coordinates, other=other) / self._scale

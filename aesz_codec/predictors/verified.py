@@ -13,11 +13,12 @@ hash is right, and gives up with an error that names the blocks where none fits.
 decoded frames feed the next forecast, so nothing drifts; codes are parsed with contexts that know nothing of P, and the error
 bound never rests on it.
 
-The grid g, a power of two for each channel, is about half of the forecast's own error on the first state of the chunk (and no
-more than half of the data's standard deviation, and no less than half of the tolerance): rounding then adds 2 % to the error's
-variance.  The encoder computes every forecast twice in different numerics and declares four times the greatest difference,
-delta; a frame with delta / g above 0.01 is not forecast, and a model all of whose frames are such is refused.  Above 0.001, and
-where the second forecast could not be mended, the places within delta of a tie are flagged with their parity.
+The grid g, a power of two for each channel, is about the tolerance, or half of the forecast's own error on the first state of the
+chunk if that is less: rounding should not add to what is left of the forecast at the finest level.  The encoder computes
+every forecast twice in different numerics and declares four times the greatest difference, delta.  Up to half of the forecast's
+error g is so coarse that delta / g is below 0.001, where mending suffices; above that, and where the second forecast could not
+be mended, the places within delta of a tie are flagged with their parity.  A frame with delta / g above 0.01 is not forecast,
+and a model all of whose frames are such is refused.
 
 `Encoded` is what an encoder asks in the closed loop, `Decoded` what a decoder asks, `Stored` what it asks of a stream that was
 made model-free.  Format: ``docs/format.md``, section 22.  Source: Ballé et al. 2019 (integer networks) state the problem; Tian
@@ -323,7 +324,13 @@ class Encoded(_Loop):
         if self._latents is not None:
             inputs = self._latents[state]
         forecast = self._ask(inputs, state)
-        return forecast if np.isfinite(forecast).all() else None
+        if not np.isfinite(forecast).all():
+            return None
+        for channel in range(self.channels):  # as coarse as it may be
+            exponent = self._exponent(channel, state * self.channels + channel, forecast[channel], 0.0)
+            if exponent is not None:
+                forecast[channel] = np.ldexp(np.rint(np.ldexp(forecast[channel], -exponent)), exponent)
+        return forecast
 
     def section(self) -> Forecast | None:
         """Return what a decoder needs, after the closed loop has asked for every frame; None if no frame has a forecast."""
@@ -416,21 +423,24 @@ class Encoded(_Loop):
         return integers
 
     def _exponent(self, channel: int, frame: int, forecast: Frame, delta: float) -> int | None:
-        """Return the power of two nearest to half of the forecast's error, or one that is coarse enough; None if none is."""
+        """Return the power of two nearest to the tolerance or half of the forecast's error, or a coarser one that is stable."""
         error = forecast - self._data[frame]
         ordinary = error if self._mask is None else error[self._mask[frame] == 0]
+        if not ordinary.size:
+            return None
         values = self._data[frame] if self._mask is None else self._data[frame][self._mask[frame] == 0]
         rmse = min(float(np.sqrt(np.mean(np.square(ordinary)))), float(np.std(values, dtype=np.float64)))
         if not math.isfinite(rmse):
             return None
-        wanted = max(rmse / 2, self._tolerance / 2)
-        least = delta / _MOST_UNSTABLE
-        exponent = round(math.log2(wanted))
-        if math.ldexp(1.0, exponent) < least:
-            exponent = math.ceil(math.log2(least))
-            if math.ldexp(1.0, exponent) > 4 * wanted:  # so coarse that nothing would be left of the forecast
-                self.unstable[frame] = delta / wanted
-                return None
+        coarsest = max(rmse / 2, self._tolerance / 2)
+        exponent = round(math.log2(min(coarsest, self._tolerance)))
+        if delta:  # without flags if it may be, with flags if it must be
+            exponent = max(exponent, min(_above(delta / _FLAGGED_FROM), round(math.log2(coarsest))))
+            if math.ldexp(1.0, exponent) < delta / _MOST_UNSTABLE:
+                exponent = _above(delta / _MOST_UNSTABLE)
+                if math.ldexp(1.0, exponent) > 4 * coarsest:  # nothing would be left of the forecast
+                    self.unstable[frame] = delta / coarsest
+                    return None
         return exponent if abs(exponent) <= _MOST_EXPONENT else None
 
     def _refuse(self) -> None:
@@ -598,6 +608,11 @@ def stored(forecast: Forecast, kept: dict[int, Integers], pack_integers: FromInt
     """Return the section with the integers instead of the model."""
     integers = np.stack([kept[frame] for frame in _by_channel(forecast)])
     return Forecast(forecast.exponents, forecast.present, stored=pack_integers(integers))
+
+
+def _above(value: float) -> int:
+    """Return the exponent of the least power of two that is not below a value."""
+    return math.ceil(math.log2(value))
 
 
 def _by_channel(forecast: Forecast) -> list[int]:
