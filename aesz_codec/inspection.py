@@ -6,14 +6,13 @@ Streams are described from their headers; nothing is decoded.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ._store import StoredArray, local_path, open_store
+from ._store import StoredArray, StoreLike, open_address, open_store
 from .bounds import ErrorBound
 from .errors import AESZError, ConversionError, CorruptStreamError, InvalidConfigError
 
@@ -164,7 +163,7 @@ class StoreReport:
         Name of every other array (coordinates too) to its (raw, stored) bytes.
     """
 
-    store: Path
+    store: Path | str
     zarr_format: int
     variables: tuple[VariableReport, ...]
     others: Mapping[str, tuple[int, int]]
@@ -183,8 +182,14 @@ class StoreReport:
         return report
 
 
-def inspect_store(store: str | os.PathLike[str]) -> StoreReport:
-    """Describe every variable of a finished local Zarr store.
+def inspect_store(store: StoreLike, *, storage_options: Mapping[str, Any] | None = None) -> StoreReport:
+    """Describe every variable of a finished Zarr store; its chunks are fetched, and not decoded.
+
+    Parameters
+    ----------
+    store : path, URL or Zarr store
+    storage_options : mapping, optional
+        For fsspec, if it is a URL.
 
     Raises
     ------
@@ -192,25 +197,34 @@ def inspect_store(store: str | os.PathLike[str]) -> StoreReport:
         If there is no finished store, or its metadata cannot be read. Chunks whose header cannot be read are
         in the report.
     """
-    arrays = open_store(store)
+    arrays = open_store(store, storage_options=storage_options)
+    address = open_address(store, storage_options=storage_options, read_only=True)
     formats = {array.array.metadata.zarr_format for array in arrays.values()}
     return StoreReport(
-        store=local_path(store, "store"),
+        store=address.path or address.name,
         zarr_format=formats.pop() if formats else 3,
         variables=tuple(_describe_array(a) for a in arrays.values() if a.bound is not None),
         others={a.name: (a.raw_bytes, a.stored_bytes()) for a in arrays.values() if a.bound is None},
     )
 
 
-def inspect_chunk(store: str | os.PathLike[str], variable: str, index: tuple[int, ...]) -> ChunkReport:
+def inspect_chunk(
+    store: StoreLike,
+    variable: str,
+    index: tuple[int, ...],
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> ChunkReport:
     """Describe one chunk of one variable.
 
     Parameters
     ----------
-    store : path
+    store : path, URL or Zarr store
     variable : str
     index : tuple of int
         Of the chunk along each dimension; of the inner chunk in sharded arrays.
+    storage_options : mapping, optional
+        For fsspec, if it is a URL.
 
     Raises
     ------
@@ -219,7 +233,7 @@ def inspect_chunk(store: str | os.PathLike[str], variable: str, index: tuple[int
     CorruptStreamError, UnsupportedFormatError
         If the header of its stream cannot be read.
     """
-    arrays = open_store(store)
+    arrays = open_store(store, storage_options=storage_options)
     ours = [name for name, array in arrays.items() if array.bound is not None]
     if variable not in ours:
         raise InvalidConfigError.at(
