@@ -484,7 +484,7 @@ def _concatenated(parts: Sequence[_Part]) -> xr.Dataset:
     first = ordered[0].dataset
     for name, variable in first.variables.items():
         if dim not in variable.dims:
-            data[name] = variable
+            data[name] = _the_same_in_all(ordered, str(name))
             continue
         pieces = [part.dataset.variables[name] for part in ordered]
         axis = variable.dims.index(dim)
@@ -500,6 +500,24 @@ def _concatenated(parts: Sequence[_Part]) -> xr.Dataset:
         data[name] = joined.load() if name in first.coords else joined
     coordinates = {name: data.pop(name) for name in first.coords}
     return xr.Dataset(data, coordinates, first.attrs)
+
+
+def _the_same_in_all(parts: Sequence[_Part], name: str) -> xr.Variable:
+    first = parts[0].dataset.variables[name]
+    for part in parts[1:]:
+        if not part.dataset.variables[name].equals(first, equiv=_equal):
+            raise ConversionError.at(
+                "source",
+                found=f"{name} in {part.file} with other values",
+                expected=f"those in {parts[0].file}, as it has no dimension along which files follow each other",
+                remedy="leave that file out",
+            )
+    return first
+
+
+def _equal(a: Any, b: Any) -> bool:
+    a, b = np.asarray(a), np.asarray(b)
+    return a.shape == b.shape and bool(np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f"))
 
 
 def _joining_dimension(parts: Sequence[_Part]) -> str:

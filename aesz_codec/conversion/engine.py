@@ -31,6 +31,7 @@ _Result = TypeVar("_Result")
 
 _AHEAD = 2  # tasks on their way for each thread of a cluster
 _PATIENCE = 2.0  # seconds between looks at whether the cluster still lives
+_CONNECT = "10s"
 _LONELY = 60.0  # seconds that a cluster may be without workers
 _SERIAL = {"async.concurrency": 1}  # a task codes one chunk at a time: tasks are what runs in parallel
 
@@ -210,7 +211,7 @@ def _connected(address: str) -> Iterator[Client]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout="10s", set_as_default=False)
+        client = Client(address, timeout=_CONNECT, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
         raise ConversionError.at(
             "scheduler",

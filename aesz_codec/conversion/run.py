@@ -31,6 +31,7 @@ from ..bounds import ErrorBound, ErrorSummary, finite_range
 from ..encoding import BoundLike, fill_values, read_blocks
 from ..errors import AESZError, ConversionError, ErrorBoundViolation, InvalidBoundError, InvalidConfigError
 from ..models import ModelChoice
+from ..progress import bars
 from .engine import Engine, open_engine
 from .journal import Journal, Lock
 from .plan import ALL, ConversionPlan, VariablePlan, memory_in_bytes, plan_conversion, requested_by_name
@@ -173,7 +174,7 @@ def convert(
     storage_options: Mapping[str, Any] | None = None,
     source_options: Mapping[str, Any] | None = None,
     report: str | os.PathLike[str] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | bool | None = None,
 ) -> ConversionSummary:
     """Convert files, a Zarr store or a dataset into a compressed Zarr store.
 
@@ -220,8 +221,8 @@ def convert(
         For fsspec, of the store and of the source, such as ``{"anon": True}``.
     report : path, optional
         Where to write a report, an HTML file; the same as JSON goes beside it.
-    progress : callable, optional
-        Called with a `Progress` after each task.
+    progress : callable or True, optional
+        Called with a `Progress` after each task; True draws bars, in a terminal or a notebook.
 
     Returns
     -------
@@ -241,6 +242,7 @@ def convert(
     target = _Target.of(store, storage_options)
     target.check(source, overwrite=overwrite, resume=resume)
     with ExitStack() as stack:
+        tell = (stack.enter_context(bars()) if progress else None) if isinstance(progress, bool) else progress
         opened = stack.enter_context(open_sources(source, on_error=on_error, storage_options=source_options))
         dataset, packed = (
             None if d is None else _select(d, variables) for d in (opened.decoded, opened.stored)
@@ -281,12 +283,12 @@ def convert(
             if ranged:  # what is wrong with the rest is found before the data are read
                 without = {n: ErrorBound("lossless") if n in ranged else b for n, b in requested.items()}
                 plan_conversion(dataset, without, **{**layout, "model": None})
-            ranges = find_ranges(dataset, ranged, engine, progress)
+            ranges = find_ranges(dataset, ranged, engine, tell)
             plan = plan_conversion(dataset, requested, ranges=ranges, **layout)
         else:
             plan = plan_conversion(dataset, requested, encoding=earlier.plan["encoding"], **layout)
         _warn_of_rereading(plan)
-        run = _Run(plan, target, engine, request, on_error, progress)
+        run = _Run(plan, target, engine, request, on_error, tell)
         run.skipped.extend(opened.skipped)
         records = run.execute(overwrite=overwrite, resume=resume)
         summary = run.summary(records, time.perf_counter() - started)
