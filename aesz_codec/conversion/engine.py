@@ -174,7 +174,8 @@ class _Threads:
         def finished(key: Any, result: Any, *ignored: Any) -> None:
             done(result)
 
-        graph = {f"task-{number}": (run_one, number) for number in range(len(listed))}
+        # Dask begins with the last name.
+        graph = {f"task-{len(listed) - number:09}": (run_one, number) for number in range(len(listed))}
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="aesz-convert")
         try:
             with Callback(posttask=finished):
