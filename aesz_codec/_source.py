@@ -14,6 +14,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -46,8 +47,10 @@ Region = tuple[slice, ...]
 SourceLike: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Store | xr.Dataset"
 
 PACKING = ("scale_factor", "add_offset")
-_ATTEMPTS = 7  # of a read or a write that fails for a reason that may pass: 0.25 + 0.5 + ... + 16 seconds
-_FIRST_PAUSE = 0.25
+PATIENCE = (
+    120.0  # seconds that a read or a write may fail for a reason that may pass, such as a server's restart
+)
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _PERMANENT_NUMBERS = {
     13,
@@ -110,16 +113,17 @@ def one_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def with_retries(action: Callable[[], _Result]) -> _Result:
-    """Do something over a network again, with growing pauses, while it fails for a reason that may pass."""
-    for attempt in range(_ATTEMPTS):
+def with_retries(action: Callable[[], _Result], patience: float = PATIENCE) -> _Result:
+    """Do something over a network again, after growing pauses, while it fails for a reason that may pass."""
+    deadline, pause = time.monotonic() + patience, _FIRST_PAUSE
+    while True:
         try:
             return action()
         except Exception as error:
-            if attempt + 1 == _ATTEMPTS or not _may_pass(error):
+            if time.monotonic() + pause > deadline or not _may_pass(error):
                 raise
-            time.sleep(_FIRST_PAUSE * 2**attempt)
-    raise AssertionError("unreachable")
+        time.sleep(pause * random.uniform(0.5, 1))  # so that many workers do not come back together
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -505,7 +509,8 @@ def _concatenated(parts: Sequence[_Part]) -> xr.Dataset:
 def _the_same_in_all(parts: Sequence[_Part], name: str) -> xr.Variable:
     first = parts[0].dataset.variables[name]
     for part in parts[1:]:
-        if not part.dataset.variables[name].equals(first, equiv=_equal):
+        other: Any = part.dataset.variables[name]
+        if not other.equals(first, equiv=_equal):
             raise ConversionError.at(
                 "source",
                 found=f"{name} in {part.file} with other values",

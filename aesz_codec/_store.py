@@ -26,7 +26,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
-from ._source import Region, one_line, with_retries
+from ._source import PATIENCE, Region, one_line, with_retries
 from ._source import open_source as open_source  # for those who look for it here
 from .bounds import ErrorBound
 from .errors import AESZError, ConversionError, CorruptStreamError
@@ -59,11 +59,14 @@ class StoreAddress:
     store : zarr.abc.store.Store
     path : Path or None
         In the local file system.
+    patience : float
+        Seconds in which a request that fails is made again.
     """
 
     name: str
     store: Store
     path: Path | None = None
+    patience: float = PATIENCE
 
     def __str__(self) -> str:
         return self.name
@@ -143,7 +146,7 @@ class StoreAddress:
             raise
 
     def _run(self, action: Any) -> Any:
-        return with_retries(lambda: sync(action()))
+        return with_retries(lambda: sync(action()), self.patience)
 
 
 async def _sizes(store: Any, prefix: str) -> dict[str, int]:

@@ -72,7 +72,9 @@ def make_archive(folder: Path, hours: int, step: float = 0.25, files: int = FILE
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="folder for the files, which are kept")
     parser.add_argument("--gigabytes", type=float, default=4.0, help="of all files (default: 4)")
     parser.add_argument("--step", type=float, default=0.25, help="of the grid, in degrees (default: 0.25)")
@@ -80,7 +82,9 @@ def main() -> None:
     if options.out is not None:
         frame = len(VARIABLES) * 4 * (180 / options.step + 1) * (360 / options.step)
         paths = make_archive(options.out, max(FILES, round(options.gigabytes * 1e9 / frame)), options.step)
-        print(f"{len(paths)} files, {sum(path.stat().st_size for path in paths) / 1e9:.2f} GB in {options.out}")
+        print(
+            f"{len(paths)} files, {sum(path.stat().st_size for path in paths) / 1e9:.2f} GB in {options.out}"
+        )
         return
 
     from aesz_codec import convert
@@ -89,14 +93,18 @@ def main() -> None:
         make_archive(Path(folder) / "era5", hours=48, step=2.0)
         store = Path(folder) / "era5.zarr"
         bounds = {"t2m": 0.05, "msl": 5.0, "*": ("range_rel", 1e-3)}
-        summary = convert(f"{folder}/era5/*.nc", store, bounds, chunks={"time": 24}, report=Path(folder) / "report.html")
+        summary = convert(
+            f"{folder}/era5/*.nc", store, bounds, chunks={"time": 24}, report=Path(folder) / "report.html"
+        )
         for variable in summary.variables:
             print(
                 f"{variable.name}: ratio {variable.compression_ratio:.1f}, largest error / bound "
                 f"{variable.errors.max_error_over_bound:.3f}, {variable.throughput:.0f} MB/s"
             )
         with xr.open_zarr(store, chunks=None) as stored:
-            print(f"{stored.sizes['time']} hours from {stored.time.values[0]} on, mean {float(stored.t2m.mean()):.1f} K")
+            print(
+                f"{stored.sizes['time']} hours from {stored.time.values[0]} on, mean {float(stored.t2m.mean()):.1f} K"
+            )
 
 
 if __name__ == "__main__":

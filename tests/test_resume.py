@@ -234,9 +234,8 @@ class TestUnfinished:
     def test_a_full_disk_and_on(self, source, expected, tmp_path):
         """A limit on the size of files stands in for the disk; then there is room again."""
         arguments = repr({**ARGUMENTS, "shards": None})
-        limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d))\n" % (
-            (limit_for(expected),) * 2
-        )
+        limit = limit_for(expected)
+        limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         script = tmp_path.parent / f"{tmp_path.name}.py"
         script.write_text(limited + SCRIPT)
         done = subprocess.run(

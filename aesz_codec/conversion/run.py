@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["ConversionSummary", "Progress", "VariableSummary", "convert"]
 
 _MUCH_READ_TWICE = 4.0
+_FIRST_CONTACT = 10.0  # seconds; what does not answer then is no store
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,10 @@ def convert(
     started = time.perf_counter()
     requested = _requested_bounds(error_bound, mode)
     _check_options(overwrite, resume, on_error)
+    if report is not None:
+        from .report import check_report, make_report
+
+        check_report(report)
     target = _Target.of(store, storage_options)
     target.check(source, overwrite=overwrite, resume=resume)
     with ExitStack() as stack:
@@ -293,8 +298,6 @@ def convert(
         records = run.execute(overwrite=overwrite, resume=resume)
         summary = run.summary(records, time.perf_counter() - started)
         if report is not None:
-            from .report import make_report
-
             make_report(summary, plan, target.final, report)
     return summary
 
@@ -458,8 +461,9 @@ class _Target:
 
     def check(self, source: Any, *, overwrite: bool, resume: bool) -> None:
         """Refuse what must not be written to; nothing is changed."""
+        first = [replace(address, patience=_FIRST_CONTACT) for address in (self.final, self.work)]
         try:
-            self._check(source, overwrite, resume)
+            _Target(*first)._check(source, overwrite, resume)
         except AESZError:
             raise
         except Exception as error:
