@@ -336,7 +336,8 @@ def _page(content: Mapping[str, Any], pictures: Mapping[str, Sequence[tuple[str,
                 "ratio": _shown(content["compression_ratio"]),
                 "before": _size(content["raw_bytes"]),
                 "after": _size(content["stored_bytes"]),
-                "time": f"{content['seconds']:.1f} s, {content['workers']} workers",
+                "time": f"{content['seconds']:.1f} s, {content['workers']} worker"
+                + "s" * (content["workers"] > 1),
             }
         ),
     ]
