@@ -227,6 +227,33 @@ class TestEngines:
         assert list(tmp_path.iterdir()) == []
 
 
+def test_without_dask(source, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr("aesz_codec.conversion.engine.find_spec", lambda name: None)
+    summary = convert(source, tmp_path / "out.zarr", **ARGUMENTS)
+    assert summary.workers == 1 and tree(tmp_path / "out.zarr") == expected
+    for options in ({"workers": 2}, {"scheduler": "threads"}):
+        with pytest.raises(InvalidConfigError, match=r"aesz-codec\[dask\]"):
+            convert(source, tmp_path / "b.zarr", **ARGUMENTS, **options)
+
+
+def test_ranges_take_one_pass(source, tmp_path, monkeypatch):
+    """Every value is read once for its range and once to be written."""
+    from aesz_codec import _source
+
+    read = {"msl": 0, "t2m": 0}
+    original = _source._Joined._read
+
+    def counted(self, key):
+        values = original(self, key)
+        if values.ndim == 3:
+            read["msl" if values.dtype == "float64" else "t2m"] += values.size
+        return values
+
+    monkeypatch.setattr(_source._Joined, "_read", counted)
+    convert(source, tmp_path / "out.zarr", **ARGUMENTS, scheduler="synchronous")
+    assert read == {"t2m": 24 * 40 * 50, "msl": 2 * 24 * 40 * 50}
+
+
 def test_an_error_waits_for_what_is_under_way():
     """What the callback raises ends the run, and nothing goes on behind it."""
     begun, ended = [], []

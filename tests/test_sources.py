@@ -218,6 +218,15 @@ def test_a_variable_that_cannot_be_read_to_its_end(tmp_path):
         assert np.abs(stored.w[4:].values - (noise - 1)).max() <= 0.1
     assert not (tmp_path / "out.zarr" / "v").exists()
 
+    # met while the ranges are found
+    with pytest.raises(ConversionError, match=r"cannot read v\["):
+        convert(source, tmp_path / "r.zarr", ("range_rel", 0.01), chunks={"time": 1})
+    assert not list(tmp_path.glob("r.zarr*"))
+    summary = convert(source, tmp_path / "r.zarr", ("range_rel", 0.01), chunks={"time": 1}, on_error="skip")
+    assert [entry.name for entry in summary.skipped] == ["v"]
+    with xr.open_zarr(tmp_path / "r.zarr") as stored:
+        assert set(stored.data_vars) == {"w"}
+
 
 def test_what_is_stored_and_what_it_means(tmp_path):
     packing = {"dtype": "int16", "scale_factor": 0.01, "add_offset": 280.0}

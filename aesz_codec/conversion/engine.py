@@ -187,6 +187,7 @@ class _Threads:
 
 @contextmanager
 def _local_cluster(workers: int) -> Iterator[Client]:
+    import dask
     from distributed import Client, LocalCluster
 
     # Workers keep to the plan's memory; Dask's own limits would pause them for what the allocator has not returned.
@@ -198,7 +199,13 @@ def _local_cluster(workers: int) -> Iterator[Client]:
         "dashboard_address": None,
         "silence_logs": logging.CRITICAL,
     }
-    with LocalCluster(**how) as cluster, Client(cluster) as client:
+    with (
+        dask.config.set(
+            {"distributed.worker.profile.enabled": False}
+        ),  # its samples cost and are not looked at
+        LocalCluster(**how) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
         client.run(_set_serial)
         yield client
 

@@ -183,8 +183,10 @@ class Lock:
         except Exception:  # the store cannot be reached: the lock is found to be abandoned
             self.lost.set()
 
-    def check(self) -> None:
-        """Raise if somebody else has taken the lock."""
+    def check(self, *, now: bool = False) -> None:
+        """Raise if somebody else has taken the lock, as far as is known, or as it is `now`."""
+        if now and (self._read() or {}).get("owner") != self._me["owner"]:
+            self.lost.set()
         if self.lost.is_set():
             raise self._busy(self._read() or {})
 

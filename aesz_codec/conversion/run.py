@@ -272,9 +272,7 @@ def convert(
         engine = stack.enter_context(open_engine(scheduler, workers, client))
         limit = engine.memory_limit if memory_limit is None else None
         limit = limit or memory_in_bytes(memory_limit, engine.workers)
-        by_name = requested_by_name(dataset, requested, packed)
         layout: dict[str, Any] = {
-            "packed": packed,
             "chunks": chunks,
             "shards": shards,
             "zarr_format": zarr_format,
@@ -283,18 +281,35 @@ def convert(
             "embed_models": embed_models,
             "memory_limit": limit,
         }
+        ranges: dict[str, tuple[float, float]] = {}
+        dropped: dict[str, str] = {} if earlier is None else earlier.plan["dropped"]
         if earlier is None:
+            by_name = requested_by_name(dataset, requested, packed)
             ranged = [n for n, bound in by_name.items() if bound.mode == "range_rel" and n in dataset]
             if ranged:  # what is wrong with the rest is found before the data are read
-                without = {n: ErrorBound("lossless") if n in ranged else b for n, b in requested.items()}
-                plan_conversion(dataset, without, **{**layout, "model": None})
-            ranges = find_ranges(dataset, ranged, engine, tell)
-            plan = plan_conversion(dataset, requested, ranges=ranges, **layout)
-        else:
-            plan = plan_conversion(dataset, requested, encoding=earlier.plan["encoding"], **layout)
+                without = {n: ErrorBound("lossless") if n in ranged else b for n, b in by_name.items()}
+                plan_conversion(dataset, without, packed=packed, **{**layout, "model": None})
+            ranges, unreadable = find_ranges(dataset, ranged, engine, tell)
+            if unreadable and on_error != "skip":
+                raise next(iter(unreadable.values()))
+            dropped = {name: str(error) for name, error in unreadable.items()}
+        if dropped:
+            dataset, packed = (
+                dataset.drop_vars(dropped),
+                None if packed is None else packed.drop_vars(dropped),
+            )
+            requested = {name: bound for name, bound in requested.items() if name not in dropped}
+        plan = plan_conversion(
+            dataset,
+            requested,
+            packed=packed,
+            ranges=ranges,
+            encoding=None if earlier is None else earlier.plan["encoding"],
+            **layout,
+        )
         _warn_of_rereading(plan)
-        run = _Run(plan, target, engine, request, on_error, tell)
-        run.skipped.extend(opened.skipped)
+        run = _Run(plan, target, engine, {"request": request, "dropped": dropped}, on_error, tell)
+        run.skipped.extend([*opened.skipped, *(Skipped(name, reason) for name, reason in dropped.items())])
         records = run.execute(overwrite=overwrite, resume=resume)
         summary = run.summary(records, time.perf_counter() - started)
         if report is not None:
@@ -383,14 +398,16 @@ def _range_of(task: _RangeTask) -> tuple[str, int, tuple[float, float] | None] |
 
 def find_ranges(
     dataset: xr.Dataset, names: Sequence[str], engine: Engine, progress: Callable[[Progress], None] | None
-) -> dict[str, tuple[float, float]]:
+) -> tuple[dict[str, tuple[float, float]], dict[str, AESZError]]:
     """Find the least and the greatest finite value of some variables, all in one pass.
 
-    Raises
-    ------
-    ConversionError
-        If a variable cannot be read.
+    Returns
+    -------
+    ranges : dict of name to (lowest, highest)
+    unreadable : dict of name to error
+        Variables that cannot be read.
     """
+    unreadable: dict[str, AESZError] = {}
     lowest, highest = dict.fromkeys(names, math.inf), dict.fromkeys(names, -math.inf)
     seen = dict.fromkeys(names, 0)
 
@@ -400,7 +417,8 @@ def find_ranges(
 
     def done(result: tuple[str, int, tuple[float, float] | None] | Failure) -> None:
         if isinstance(result, Failure):
-            raise result.error
+            unreadable.setdefault(result.name, result.error)
+            return
         name, size, found = result
         if found is not None:
             lowest[name], highest[name] = min(lowest[name], found[0]), max(highest[name], found[1])
@@ -411,13 +429,13 @@ def find_ranges(
         _RangeTask(name, culled(dataset.variables[name][block], engine), fill_values(dataset.variables[name]))
         for name in names
         for block in read_blocks(dataset.variables[name])
+        if name not in unreadable
     )
     for name in names:
         tell(name)
     engine.run(_range_of, tasks, done)
-    return {
-        name: (lowest[name], highest[name]) if lowest[name] <= highest[name] else (0.0, 0.0) for name in names
-    }
+    ranges = {n: (lowest[n], highest[n]) if lowest[n] <= highest[n] else (0.0, 0.0) for n in names}
+    return ranges, unreadable
 
 
 def culled(block: xr.Variable, engine: Engine) -> xr.Variable:
@@ -634,14 +652,14 @@ class _Run:
         plan: ConversionPlan,
         target: _Target,
         engine: Engine,
-        request: Mapping[str, Any],
+        decisions: Mapping[str, Any],
         on_error: str,
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.plan = plan
         self.target = target
         self.engine = engine
-        self.request = request
+        self.decisions = decisions
         self.on_error = on_error
         self.progress = progress
         self.skipped: list[Skipped] = []
@@ -688,7 +706,7 @@ class _Run:
             count = sum(len(variable.tasks) for variable in self._blockwise)
             encoding = {v.name: self.plan.encoding[v.name] for v in self.plan.variables}
             journal = Journal.begin(
-                self.target.work, {"request": self.request, "encoding": _plain(encoding), "tasks": count}
+                self.target.work, {**self.decisions, "encoding": _plain(encoding), "tasks": count}
             )
         else:
             self._check_done(journal)
@@ -700,7 +718,7 @@ class _Run:
         finally:
             self._noted = bool(journal.records)
             self._flush(journal)
-        lock.check()
+        lock.check(now=True)
         left_out = [entry.name for entry in self.skipped if entry.name in {v.name for v in self._blockwise}]
         for name in left_out:
             self.target.work.delete_all(name)

@@ -237,3 +237,47 @@ def bucket(server, request):
     with contextlib.suppress(Exception):
         filesystem.invalidate_cache()
         filesystem.rm(name, recursive=True)
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A folder behind a web server that knows ranges: (folder, URL, the ranges that were asked for)."""
+    folder, requests = tmp_path / "web", []
+    folder.mkdir()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self):
+            path = folder / self.path.split("?")[0].lstrip("/")
+            if not path.is_file():
+                self.send_error(404)
+                return
+            content, sent = path.read_bytes(), self.headers.get("Range")
+            requests.append(sent)
+            size, status = len(content), 200
+            if sent:
+                first, last = sent.removeprefix("bytes=").split("-")
+                start = int(first) if first else max(0, size - int(last))
+                stop = size if not (first and last) else min(size, int(last) + 1)
+                content, status = content[start:stop], 206
+            self.send_response(status)
+            if sent:
+                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_GET = do_HEAD = answer
+
+        def log_message(self, *ignored):
+            pass
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    made.daemon_threads = True
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{made.server_address[1]}", requests
+    made.shutdown()
+    made.server_close()

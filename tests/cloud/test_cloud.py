@@ -268,3 +268,19 @@ def test_opening_needs_no_more_requests_than_with_zstd(server, proxy, bucket, so
     assert counts["plain.zarr"]["open"] <= counts["zstd.zarr"]["open"]
     assert counts["shards.zarr"]["open"] <= counts["zstd.zarr"]["open"]
     assert (counts["plain.zarr"]["chunk"], counts["shards.zarr"]["chunk"]) == (1, 2)
+
+
+@pytest.mark.parametrize("layout", [{"shards": None}, {"shards": {"time": 20}}], ids=["plain", "shards"])
+def test_through_a_web_server_with_ranges(web, source, layout):
+    """Read only: opened by its consolidated metadata, verified value by value."""
+    pytest.importorskip("aiohttp")
+    folder, url, requests = web
+    convert(source, folder / "out.zarr", **{**ARGUMENTS, **layout})
+    assert verify(source, f"{url}/out.zarr").ok
+    requests.clear()
+    with xr.open_zarr(f"{url}/out.zarr", chunks=None) as stored, xr.open_dataset(source) as data:
+        assert float(np.abs(stored.v[5:7] - data.v[5:7]).max()) <= 0.05
+    ranged = [sent for sent in requests if sent]
+    assert bool(ranged) == (layout["shards"] is not None)
+    with pytest.raises(ConversionError, match="cannot"):
+        convert(source, f"{url}/b.zarr", **ARGUMENTS)
