@@ -52,6 +52,15 @@ PATIENCE = (
 )
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_MISTAKES = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ImportError,
+    NotImplementedError,
+    AssertionError,
+)
 _PERMANENT_NUMBERS = {
     13,
     18,
@@ -127,9 +136,12 @@ def with_retries(action: Callable[[], _Result], patience: float = PATIENCE) -> _
 
 
 def _may_pass(error: BaseException) -> bool:
-    if isinstance(error, (AESZError, MemoryError, *_PERMANENT)):
+    if isinstance(error, (AESZError, MemoryError, *_PERMANENT, *_MISTAKES)):
         return False
     if isinstance(error, OSError) and error.errno in _PERMANENT_NUMBERS:
+        return False
+    status = getattr(error, "status", None)  # of HTTP
+    if isinstance(status, int) and (status == 501 or (400 <= status < 500 and status not in (408, 429))):
         return False
     text = f"{type(error).__name__} {error}"
     return not any(
