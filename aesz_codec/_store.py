@@ -1,148 +1,219 @@
-"""Sources and stores as files: opened lazily, cut into whole chunks, read in bounded memory.
+"""Stores as objects: local folders, buckets behind fsspec or obstore, or memory; finished or not.
 
-`open_source` opens what xarray can open, `open_store` a finished local Zarr store of either format.
+`open_address` turns what a user names into a `StoreAddress`, whose methods get, put and list single objects and
+try again where a network fails.  `open_store` opens the arrays of a finished store of either Zarr format.
 `StoredArray` answers what the codec itself cannot know: which bound an array was written with, which bytes
-belong to which chunk (inside shards too), how much the chunks take on disk.  `regions` cuts the work on an
-array into groups of whole chunks.
+belong to which chunk (inside shards too), how much the chunks take.  `regions` cuts an array into whole chunks.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import secrets
+import shutil
 import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import zarr
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
 
+from ._source import PATIENCE, Region, one_line, with_retries
+from ._source import open_source as open_source  # for those who look for it here
 from .bounds import ErrorBound
 from .errors import AESZError, ConversionError, CorruptStreamError
 from .foundation import Reference
 from .models import ModelReference
 
-if TYPE_CHECKING:
-    import xarray as xr
-
 CODEC = "aesz"
-PARTIAL = ".partial"
-GROUP_BYTES = 256 << 20  # chunks that are read, coded and compared together are at most this large, decoded
+PARTIAL = ".partial"  # what the name of a local folder ends with while it is written
+JOURNAL = ".aesz"  # where a store that is being written keeps its journal
 
-_METADATA_FILES = {"zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata"}
+METADATA_FILES = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+_ROOTS = ("zarr.json", ".zgroup", ".zmetadata")
 _EMPTY = 2**64 - 1  # offset and size of an inner chunk that was never written, in the index of a shard
 
-Region = tuple[slice, ...]
+StoreLike: TypeAlias = "str | os.PathLike[str] | Store"
+
+_Result = TypeVar("_Result")
 
 
-def is_zarr(path: Path) -> bool:
-    """Say whether a folder is the root of a Zarr store."""
-    return any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zarray", ".zmetadata"))
+# Addresses
 
 
-def local_path(path: str | os.PathLike[str], field: str) -> Path:
-    """Return a path in the file system; URLs are refused."""
-    text = os.fspath(path)
-    if "://" in text:
-        raise ConversionError.at(
-            field,
-            found=text,
-            expected="a path in the local file system",
-            remedy="copy it to a local folder first",
+@dataclass(frozen=True)
+class StoreAddress:
+    """Where a store is, and how to reach its objects; pickles.
+
+    Attributes
+    ----------
+    name : str
+        As it is shown.
+    store : zarr.abc.store.Store
+    path : Path or None
+        In the local file system.
+    patience : float
+        Seconds in which a request that fails is made again.
+    """
+
+    name: str
+    store: Store
+    path: Path | None = None
+    patience: float = PATIENCE
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get(self, key: str) -> bytes | None:
+        """Read one object; None if there is none."""
+        if self.path is not None:  # a LocalStore creates the folder that it looks into
+            try:
+                return (self.path / key).read_bytes()
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                return None
+        found = self._run(lambda: self.store.get(key, default_buffer_prototype()))
+        return None if found is None else found.to_bytes()
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write one object, whole or not at all."""
+        if self.path is not None:
+            self._put_file(self.path / key, data)
+            return
+        self._run(lambda: self.store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write one object unless there is one; say whether it is there as given."""
+        if self.path is not None:
+            (self.path / key).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError), (self.path / key).open("xb") as file:
+                file.write(data)
+            return self.get(key) == data
+        self._run(
+            lambda: self.store.set_if_not_exists(key, default_buffer_prototype().buffer.from_bytes(data))
         )
-    return Path(os.path.normpath(text))
+        return self.get(key) == data
+
+    def delete(self, key: str) -> None:
+        """Delete one object, if it is there."""
+        if self.path is not None:
+            (self.path / key).unlink(missing_ok=True)
+            return
+
+        async def gone() -> None:
+            with suppress(FileNotFoundError):
+                await self.store.delete(key)
+
+        self._run(gone)
+
+    def delete_all(self, prefix: str) -> None:
+        """Delete all objects below a prefix."""
+        if self.path is not None:
+            shutil.rmtree(self.path / prefix)
+            return
+        self._run(lambda: self.store.delete_dir(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """List the objects below a prefix with their bytes."""
+        if self.path is not None:
+            root = self.path / prefix
+            found = (Path(folder) / file for folder, _, files in os.walk(root) for file in files)
+            return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in found}
+        found_there: dict[str, int] = self._run(lambda: _sizes(self.store, prefix))
+        return found_there
+
+    def exists(self) -> bool:
+        """Say whether there is a finished store."""
+        return any(self.get(key) is not None for key in (*_ROOTS, ".zarray"))
+
+    def _put_file(self, file: Path, data: bytes) -> None:
+        """Write beside the journal first: there a killed process may leave it, not between the chunks."""
+        assert self.path is not None
+        unfinished = self.path / JOURNAL / f"writing-{secrets.token_hex(8)}"
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            unfinished.write_bytes(data)
+            unfinished.replace(file)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+    def _run(self, action: Any) -> Any:
+        return with_retries(lambda: sync(action()), self.patience)
 
 
-@contextmanager
-def open_source(
-    source: str | os.PathLike[str] | xr.Dataset, *, mask_and_scale: bool = True
-) -> Iterator[xr.Dataset]:
-    """Open a source lazily, times as the numbers that are stored; a `Dataset` is passed through.
+async def _sizes(store: Any, prefix: str) -> dict[str, int]:
+    if hasattr(store, "fs"):  # one listing with sizes, where Zarr asks for each
+        root = f"{store.path}/{prefix}".rstrip("/")
+        store.fs.invalidate_cache()
+        found = await store.fs._find(root, detail=True)
+        return {name.removeprefix(store.path).lstrip("/"): int(info["size"]) for name, info in found.items()}
+    keys = [key async for key in (store.list_prefix(prefix) if prefix else store.list())]
+    return {key: await store.getsize(key) for key in keys}
+
+
+def open_address(
+    store: StoreLike,
+    field: str = "store",
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    read_only: bool = False,
+) -> StoreAddress:
+    """Find a store by path, by URL (through fsspec), or take a Zarr store, as for obstore.
 
     Raises
     ------
     ConversionError
-        If there is no such path, or nothing that xarray reads.
+        If the protocol of a URL is unknown, its package is not installed or its options do not fit.
     """
-    import xarray as xr
+    if isinstance(store, LocalStore):
+        return StoreAddress(str(store.root), store, Path(store.root))
+    if isinstance(store, Store):
+        return StoreAddress(str(store), store)
+    text = os.fspath(store)
+    if "://" not in text or text.startswith("file://"):
+        path = Path(os.path.normpath(text.removeprefix("file://")))
+        return StoreAddress(str(path), LocalStore(path, read_only=read_only), path)
+    from zarr.storage import FsspecStore
 
-    if isinstance(source, xr.Dataset):
-        yield source
-        return
-    path = local_path(source, "source")
-    if not path.exists():
-        raise ConversionError.at("source", found=str(path), expected="an existing file or Zarr store")
-    options: dict[str, Any] = {
-        "decode_times": False,
-        "decode_timedelta": False,
-        "mask_and_scale": mask_and_scale,
-        "chunks": None,
-    }
     try:
-        if path.is_dir():
-            dataset = xr.open_dataset(path, engine="zarr", cache=False, **options)
-        else:
-            dataset = xr.open_dataset(path, cache=False, **options)
-    except AESZError:
-        raise
-    except Exception as error:  # every engine has its own
-        raise ConversionError(f"source: cannot read {path}: {one_line(error)}") from error
-    try:
-        yield dataset
-    finally:
-        dataset.close()
-
-
-def read_block(dataset: xr.Dataset, name: str, region: Region) -> np.ndarray:
-    """Load one region of a variable; errors of the source become a `ConversionError` with the place."""
-    variable = dataset.variables[name]
-    try:
-        values = variable[region].values
-    except AESZError:
-        raise
+        opened = FsspecStore.from_url(text, storage_options=dict(storage_options or {}), read_only=read_only)
     except Exception as error:
-        at = ", ".join(f"{r.start}:{r.stop}" for r in region)
-        raise ConversionError(f"source: cannot read {name}[{at}]: {one_line(error)}") from error
-    return np.asarray(values)
+        raise ConversionError(f"{field}: cannot open {text}: {one_line(error)}") from error
+    return StoreAddress(text, opened)
 
 
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its class where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def open_folder(path: Path) -> StoreAddress:
+    """Return the address of a local folder."""
+    return StoreAddress(str(path), LocalStore(path), path)
 
 
 # Planning
 
 
-def regions(shape: Sequence[int], unit: Sequence[int], group: int = 1) -> Iterator[Region]:
-    """Cut an array into regions of whole units (chunks or shards), up to `group` of them side by side.
+def regions(shape: Sequence[int], unit: Sequence[int]) -> Iterator[Region]:
+    """Cut an array into regions of the shape of a unit (a chunk, a shard, several of them).
 
     Examples
     --------
-    >>> list(regions((5, 4), (2, 4), group=2))
+    >>> list(regions((5, 4), (4, 4)))
     [(slice(0, 4, None), slice(0, 4, None)), (slice(4, 5, None), slice(0, 4, None))]
     """
     if 0 in shape:
         return
-    steps = list(unit)
-    for axis, size in enumerate(shape):
-        if unit[axis] < size:
-            steps[axis] = unit[axis] * max(1, group)
-            break
-    for index in np.ndindex(*(-(-size // step) for size, step in zip(shape, steps, strict=True))):
+    for index in np.ndindex(*(-(-size // step) for size, step in zip(shape, unit, strict=True))):
         yield tuple(
             slice(i * step, min(size, (i + 1) * step))
-            for i, step, size in zip(index, steps, shape, strict=True)
+            for i, step, size in zip(index, unit, shape, strict=True)
         )
-
-
-def group_size(unit: Sequence[int], itemsize: int) -> int:
-    """Say how many units may be in memory together: one a core, and at most `GROUP_BYTES`."""
-    return max(1, min(os.cpu_count() or 1, GROUP_BYTES // max(1, math.prod(unit) * itemsize)))
 
 
 # Stores
@@ -156,8 +227,8 @@ class StoredArray:
     ----------
     name : str
     array : zarr.Array
-    folder : Path
-        Where its chunks lie.
+    address : StoreAddress
+        Of the store that it is in.
     bound : ErrorBound or None
         As recorded in the configuration of its codec; None if another codec wrote it.
     effort : str or None
@@ -171,7 +242,7 @@ class StoredArray:
 
     name: str
     array: zarr.Array[Any]
-    folder: Path
+    address: StoreAddress
     bound: ErrorBound | None
     effort: str | None
     wrapped: bool
@@ -195,13 +266,9 @@ class StoredArray:
         return self.array.size * self.array.dtype.itemsize
 
     def stored_bytes(self) -> int:
-        """Bytes of the array's chunks on disk, without its metadata."""
-        return sum(
-            (Path(folder) / file).stat().st_size
-            for folder, _, files in os.walk(self.folder)
-            for file in files
-            if file not in _METADATA_FILES
-        )
+        """Bytes of the array's chunks in the store, without its metadata."""
+        sizes = self.address.sizes(f"{self.name}/")
+        return sum(size for key, size in sizes.items() if key.rpartition("/")[2] not in METADATA_FILES)
 
     def chunk_bytes(self, index: tuple[int, ...]) -> bytes | None:
         """Read the bytes of one (inner) chunk; None where all is fill value and nothing is stored.
@@ -211,7 +278,7 @@ class StoredArray:
         CorruptStreamError
             If the index of the shard points outside the shard.
         """
-        for found, data in self._unit_chunks(tuple(i * c // u for i, c, u in self._axes(index))):
+        for found, data in self.unit_chunks(tuple(i * c // u for i, c, u in self._axes(index))):
             if found == index:
                 return data
         return None
@@ -225,7 +292,7 @@ class StoredArray:
             return
         for unit in np.ndindex(*(-(-s // u) for s, u in zip(self.array.shape, self.unit, strict=True))):
             try:
-                yield from self._unit_chunks(unit)
+                yield from self.unit_chunks(unit)
             except CorruptStreamError as error:
                 first = tuple(i * u // c for i, u, c in zip(unit, self.unit, self.array.chunks, strict=True))
                 yield first, error
@@ -235,25 +302,26 @@ class StoredArray:
         return tuple(-(-s // c) for s, c in zip(self.array.shape, self.array.chunks, strict=True))
 
     def key_exists(self, position: tuple[int, ...]) -> bool:
-        """Say whether the chunk file (or shard) that holds a value exists."""
+        """Say whether the object, of a chunk or a shard, that holds a value exists."""
         unit = tuple(p // u for p, u in zip(position, self.unit, strict=True))
-        return (self.folder / self.array.metadata.encode_chunk_key(unit)).is_file()
+        return self.address.get(self.unit_key(unit)) is not None
+
+    def unit_key(self, unit: tuple[int, ...]) -> str:
+        """Return the key of a chunk, or of a shard, in the store."""
+        return f"{self.name}/{self.array.metadata.encode_chunk_key(unit)}"
 
     def _axes(self, index: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
         return zip(index, self.array.chunks, self.unit, strict=True)
 
-    def _unit_chunks(self, unit: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], bytes | None]]:
-        path = self.folder / self.array.metadata.encode_chunk_key(unit)
-        try:
-            data: bytes | None = path.read_bytes()
-        except FileNotFoundError:
-            data = None
+    def unit_chunks(self, unit: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], bytes | None]]:
+        key = self.unit_key(unit)
+        data = self.address.get(key)
         if self.array.shards is None:
             yield unit, data
             return
         inner = tuple(u // c for u, c in zip(self.unit, self.array.chunks, strict=True))
         counts = self.chunk_count()
-        entries = self._shard_index(path, data, math.prod(inner)) if data is not None else None
+        entries = self._shard_index(key, data, math.prod(inner)) if data is not None else None
         for number, offset in enumerate(np.ndindex(*inner)):
             index = tuple(i * n + o for i, n, o in zip(unit, inner, offset, strict=True))
             if any(i >= n for i, n in zip(index, counts, strict=True)):
@@ -265,60 +333,72 @@ class StoredArray:
             if start + size > len(data):
                 raise CorruptStreamError(
                     f"shard index: found chunk {index} at bytes {start} to {start + size}, "
-                    f"expected an end within the {len(data)} bytes of {path.name}; restore the file"
+                    f"expected an end within the {len(data)} bytes of {key}; restore it"
                 )
             yield index, data[start : start + size]
 
-    def _shard_index(self, path: Path, data: bytes, count: int) -> list[tuple[int, int]]:
+    def _shard_index(self, key: str, data: bytes, count: int) -> list[tuple[int, int]]:
         metadata: Any = self.array.metadata.to_dict()
         configuration = metadata["codecs"][0]["configuration"]
         checksum = 4 if any(codec["name"] == "crc32c" for codec in configuration["index_codecs"]) else 0
         size = 16 * count + checksum
         if len(data) < size:
             raise CorruptStreamError(
-                f"shard index: found {len(data)} bytes in {path.name}, expected {size} or more; restore it"
+                f"shard index: found {len(data)} bytes in {key}, expected {size} or more; restore it"
             )
         start = 0 if configuration.get("index_location", "end") == "start" else len(data) - size
         return list(struct.iter_unpack("<QQ", data[start : start + 16 * count]))
 
 
-def open_store(store: str | os.PathLike[str]) -> dict[str, StoredArray]:
-    """Open the arrays of a finished local Zarr store, of format 2 or 3.
+def open_store(
+    store: StoreLike, *, storage_options: Mapping[str, Any] | None = None
+) -> dict[str, StoredArray]:
+    """Open the arrays of a finished Zarr store, of format 2 or 3.
 
     Raises
     ------
     ConversionError
-        If there is no store, or it cannot be read, or its conversion was never finished.
+        If there is no store, or it cannot be read, or its conversion is not finished.
     """
-    path = local_path(store, "store")
-    if path.name.endswith(PARTIAL):
-        raise ConversionError.at(
-            "store",
-            found=str(path),
-            expected="a finished store",
-            remedy="this one is still being written, or its conversion was killed: convert again",
-        )
-    if not is_zarr(path):
-        unfinished = path.with_name(path.name + PARTIAL)
-        remedy = (
-            f"{unfinished.name} beside it was never finished: convert again" if unfinished.exists() else ""
-        )
-        raise ConversionError.at("store", found=str(path), expected="a Zarr store", remedy=remedy)
+    address = open_address(store, storage_options=storage_options, read_only=True)
     try:
-        group = zarr.open_group(path, mode="r")
-        return {name: _stored_array(path, name, array) for name, array in sorted(group.arrays())}
+        _check_finished(address)
+        group = zarr.open_group(address.store, mode="r")
+        return {name: stored_array(address, name, array) for name, array in sorted(group.arrays())}
     except AESZError:
         raise
     except Exception as error:
-        raise ConversionError(f"store: cannot read {path}: {one_line(error)}") from error
+        raise ConversionError(f"store: cannot read {address}: {one_line(error)}") from error
 
 
-def open_array(path: Path, name: str) -> StoredArray:
+def _check_finished(address: StoreAddress) -> None:
+    from .conversion.journal import unfinished_work
+
+    if address.path is not None and address.path.name.endswith(PARTIAL):
+        raise ConversionError.at(
+            "store",
+            found=f"{address}, {unfinished_work(address)}",
+            expected="a finished store",
+            remedy="it is still being written, or its conversion was stopped: convert again, with resume (--resume)",
+        )
+    if address.exists():
+        return
+    remedy = ""
+    work = address
+    if address.path is not None:
+        work = open_folder(address.path.with_name(address.path.name + PARTIAL))
+    if (work.path is not None and work.path.exists()) or work.get(f"{JOURNAL}/plan.json") is not None:
+        remedy = f"its conversion was never finished, {unfinished_work(work)}: convert again, with resume (--resume)"
+    raise ConversionError.at("store", found=str(address), expected="a Zarr store", remedy=remedy)
+
+
+def open_array(address: StoreAddress, name: str) -> StoredArray:
     """Open one array of a store, finished or not."""
-    return _stored_array(path, name, zarr.open_array(path / name, mode="r"))
+    return stored_array(address, name, zarr.open_array(address.store, path=name, mode="r"))
 
 
-def _stored_array(path: Path, name: str, array: zarr.Array[Any]) -> StoredArray:
+def stored_array(address: StoreAddress, name: str, array: zarr.Array[Any]) -> StoredArray:
+    """Read what the metadata of an array say of its codec."""
     metadata: Any = array.metadata.to_dict()
     if metadata["zarr_format"] == 2:
         chain = [codec for codec in (*(metadata["filters"] or ()), metadata["compressor"]) if codec]
@@ -341,7 +421,7 @@ def _stored_array(path: Path, name: str, array: zarr.Array[Any]) -> StoredArray:
     return StoredArray(
         name=name,
         array=array,
-        folder=path / name,
+        address=address,
         bound=bound,
         effort=None if configuration is None else configuration.get("effort", "default"),
         wrapped=len(chain) > 1,

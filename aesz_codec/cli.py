@@ -1,8 +1,8 @@
 """The command ``aesz-codec``: demo, convert, verify, inspect, materialise, models, train.
 
 Results go to standard output, progress and errors to standard error.  Exit status: 0 if all is well, 1 if
-`verify` found a value outside its bound or a chunk that cannot be read, or `models verify` a pack that is not
-sound, 2 if a command could not do its work.
+`verify` found a value outside its bound or a chunk that cannot be read, if `convert --on-error skip` left
+something out, or `models verify` found a pack that is not sound, 2 if a command could not do its work.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ __all__ = ["main"]
 _WIDTH_WITHOUT_TERMINAL = 150
 _WIDE = 110  # columns of a terminal in which all columns of a summary fit
 _BOUND_MODES = ("abs", "range_rel", "pw_rel")
+_INTERRUPTED: dict[bool | str, str] = {
+    False: "interrupted",
+    True: "interrupted: what was being written was removed",
+    "resumable": "interrupted: what is done is kept: go on with --resume",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        return _fail("interrupted: what was being written was removed" if options.writes else "interrupted")
+        return _fail(_INTERRUPTED[options.writes])
     except ErrorBoundViolation as error:
         return _fail(f"{error}")
     except AESZError as error:
@@ -155,14 +160,20 @@ def _add_demo(commands: Any) -> None:
 def _add_convert(commands: Any) -> None:
     convert = commands.add_parser(
         "convert",
-        help="compress a NetCDF file or Zarr store into a Zarr store",
+        help="compress NetCDF files or a Zarr store into a Zarr store, here or in a bucket",
         description="Compress what xarray opens into a Zarr store. A bound is VALUE for all floating-point "
         "variables, or VAR=VALUE for one, which beats the general one; options can be repeated. Variables "
-        "without a bound are kept exactly. The store appears under its name only when it is complete.",
-        epilog="example: aesz-codec convert in.nc out.zarr --abs t2m=0.05 --range-rel 1e-3 --chunks time=64",
+        "without a bound are kept exactly. The store can be opened only when it is complete; what was stopped goes on "
+        "with --resume.",
+        epilog="example: aesz-codec convert 'era5/*.nc' s3://bucket/era5.zarr --abs t2m=0.05 --range-rel 1e-3 "
+        "--chunks time=64 --workers 2 --report report.html",
     )
-    convert.add_argument("source", help="file or Zarr store to read; never changed")
-    convert.add_argument("store", help="Zarr store to create")
+    convert.add_argument(
+        "source", nargs="+", help="file, pattern, URL or Zarr store to read, or several files; never changed"
+    )
+    convert.add_argument(
+        "store", help="Zarr store to create: a folder, or a URL such as s3://bucket/name.zarr"
+    )
     bounds = convert.add_argument_group("error bounds")
     bounds.add_argument(
         "--abs",
@@ -204,7 +215,8 @@ def _add_convert(commands: Any) -> None:
         action="append",
         default=[],
         metavar="DIM=N",
-        help="length of the shards, multiples of the chunks",
+        help="length of the shards, multiples of the chunks; or 'none' (default: of up to 64 MiB, decoded, for arrays of "
+        "more than 32 chunks)",
     )
     layout.add_argument("--zarr-format", type=int, choices=(2, 3), default=3, help="default: %(default)s")
     convert.add_argument(
@@ -233,10 +245,68 @@ def _add_convert(commands: Any) -> None:
         action="store_true",
         help="do not put packs into the store's metadata: readers must have them installed",
     )
-    convert.add_argument(
-        "--overwrite", action="store_true", help="replace an existing store, when the new one is complete"
+    existing = convert.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an existing store: a folder when the new one is complete, a bucket's at once",
     )
-    convert.set_defaults(run=_run_convert, writes=True)
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a conversion that was stopped, after checking what it wrote; same arguments",
+    )
+    convert.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="with files that cannot be opened and variables that cannot be read: stop (default), or leave them out and "
+        "exit with status 1",
+    )
+    _add_work(convert)
+    convert.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="what one worker may take, such as 1GB (default: half of the machine's memory, shared)",
+    )
+    _add_cloud(convert)
+    convert.add_argument(
+        "--report", metavar="FILE", help="write a report: one HTML file, and the same as JSON beside it"
+    )
+    convert.set_defaults(run=_run_convert, writes="resumable")
+
+
+def _add_work(command: Any) -> None:
+    work = command.add_argument_group("work")
+    work.add_argument(
+        "--workers", type=int, metavar="N", help="processes (1: this one; default: threads, one a core)"
+    )
+    work.add_argument(
+        "--scheduler",
+        metavar="NAME",
+        help="synchronous, threads, processes, or the address of a Dask scheduler",
+    )
+    work.add_argument(
+        "--progress",
+        choices=("bars", "json", "none"),
+        default="bars",
+        help="on standard error (default: bars)",
+    )
+    work.add_argument("--quiet", action="store_true", help="no progress, and no output but errors")
+
+
+def _add_cloud(command: Any) -> None:
+    cloud = command.add_argument_group("buckets")
+    cloud.add_argument(
+        "--storage-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for fsspec, of the store: anon=true, endpoint_url=http://localhost:8333, ...; JSON values",
+    )
+    cloud.add_argument(
+        "--source-option", action="append", default=[], metavar="KEY=VALUE", help="the same, of the source"
+    )
 
 
 def _add_verify(commands: Any) -> None:
@@ -246,8 +316,10 @@ def _add_verify(commands: Any) -> None:
         description="Check every value of a store against its source and the bound that the store records. "
         "Exit status 1 if one is outside its bound or a chunk cannot be read.",
     )
-    verify.add_argument("source", help="what the store was converted from")
+    verify.add_argument("source", nargs="+", help="what the store was converted from")
     verify.add_argument("store", help="Zarr store to check")
+    _add_work(verify)
+    _add_cloud(verify)
     verify.set_defaults(run=_run_verify, writes=False)
 
 
@@ -273,6 +345,13 @@ def _add_inspect(commands: Any) -> None:
         "--header-only", action="store_true", help="with --chunk: decode nothing, leave the choices out"
     )
     inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.add_argument(
+        "--storage-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for fsspec, where STORE is a URL",
+    )
     inspect.set_defaults(run=_run_inspect, writes=False)
 
 
@@ -423,6 +502,19 @@ def _lengths(option: str, texts: Sequence[str]) -> dict[str, int]:
     return lengths
 
 
+def _options(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not key or not separator:
+            raise _malformed(option, text, "KEY=VALUE, as in anon=true")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
 def _models(texts: Sequence[str]) -> Any:
     """Collect the models by variable name, ``"*"`` for the others."""
     chosen: dict[str, list[str]] = {}
@@ -449,7 +541,7 @@ def _malformed(option: str, found: str, expected: str) -> InvalidConfigError:
 def _run_demo(options: argparse.Namespace) -> int:
     from .demo import run_demo
 
-    with _progress_bars() as progress:
+    with _progress() as progress:
         result = run_demo(options.out, progress=progress)
     console = _console()
     console.print(f"Sample fields: {result.source}\n")
@@ -471,11 +563,14 @@ def _run_convert(options: argparse.Namespace) -> int:
     from .conversion import convert
 
     bounds = _bounds(options)
-    chunks, shards = (_lengths("--chunks", options.chunks), _lengths("--shards", options.shards))
+    chunks = _lengths("--chunks", options.chunks)
+    shards: Any = "auto"
+    if options.shards:
+        shards = None if options.shards == ["none"] else _lengths("--shards", options.shards)
     variables = [name for item in options.variables for name in item.split(",")]
-    with _progress_bars() as progress:
+    with _progress("none" if options.quiet else options.progress) as progress:
         summary = convert(
-            options.source,
+            options.source[0] if len(options.source) == 1 else options.source,
             options.store,
             bounds,
             variables=variables or None,
@@ -486,22 +581,48 @@ def _run_convert(options: argparse.Namespace) -> int:
             model=_models(options.model),
             embed_models=not options.no_embedded_models,
             overwrite=options.overwrite,
+            resume=options.resume,
+            workers=options.workers,
+            scheduler=options.scheduler,
+            memory_limit=options.memory_limit,
+            on_error=options.on_error,
+            storage_options=_options("--storage-option", options.storage_option),
+            source_options=_options("--source-option", options.source_option),
+            report=options.report,
             progress=progress,
         )
+    for left_out in summary.skipped:
+        print(f"aesz-codec: left out {left_out.name}: {left_out.reason}", file=sys.stderr)
+    if options.quiet:
+        return 1 if summary.skipped else 0
     console = _console()
     if summary.variables:
         console.print(summary_table(summary, console.width))
     console.print(_totals(summary))
     if summary.copied:
         console.print(f"Copied exactly, without this codec: {', '.join(summary.copied)}")
-    return 0
+    if summary.resumed:
+        console.print(f"Tasks that were done before: {summary.resumed}")
+    if options.report:
+        console.print(f"Report: {options.report}")
+    return 1 if summary.skipped else 0
 
 
 def _run_verify(options: argparse.Namespace) -> int:
     from .verification import verify
 
-    with _progress_bars() as progress:
-        report = verify(options.source, options.store, progress=progress)
+    with _progress("none" if options.quiet else options.progress) as progress:
+        report = verify(
+            options.source[0] if len(options.source) == 1 else options.source,
+            options.store,
+            workers=options.workers,
+            scheduler=options.scheduler,
+            storage_options=_options("--storage-option", options.storage_option),
+            source_options=_options("--source-option", options.source_option),
+            progress=progress,
+        )
+    if options.quiet and report.ok:
+        return 0
     console = _console()
     console.print(_verification_table(report))
     for variable in report.variables:
@@ -517,6 +638,7 @@ def _run_inspect(options: argparse.Namespace) -> int:
     from .inspection import inspect_chunk, inspect_chunks, inspect_store
 
     console = _console()
+    storage_options = _options("--storage-option", options.storage_option)
     if options.chunk is not None:
         name, separator, text = options.chunk.rpartition("=")
         try:
@@ -527,7 +649,11 @@ def _run_inspect(options: argparse.Namespace) -> int:
             raise _malformed("--chunk", options.chunk, "VARIABLE=I,J,..., as in t2m=0,0,0, or VARIABLE")
         if options.source and options.header_only:
             raise _malformed("--source", options.source, "no --header-only beside it")
-        detail: dict[str, Any] = {"candidates": not options.header_only, "source": options.source}
+        detail: dict[str, Any] = {
+            "candidates": not options.header_only,
+            "source": options.source,
+            "storage_options": storage_options,
+        }
         if index is not None:
             chunk = inspect_chunk(options.store, name, index, **detail)
             if options.json:
@@ -547,7 +673,7 @@ def _run_inspect(options: argparse.Namespace) -> int:
     for option, given in (("--source", options.source), ("--header-only", options.header_only)):
         if given:
             raise _malformed(option, str(given), "--chunk beside it")
-    report = inspect_store(options.store)
+    report = inspect_store(options.store, storage_options=storage_options)
     if options.json:
         _print_json(report.to_json())
     else:
@@ -837,35 +963,23 @@ def _console() -> Console:
 
 
 @contextmanager
-def _progress_bars() -> Iterator[Callable[[Progress], None]]:
-    """Draw one bar a variable and phase on standard error; none where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bars
+def _progress(kind: str = "bars") -> Iterator[Callable[[Progress], None]]:
+    """Show progress on standard error, as "bars" (none where that is no terminal), "json" or "none"."""
+    from .progress import bars, json_lines
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _go_on
-        return
-    labels = {"range": "range of", "write": "compressing", "verify": "checking"}
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=console, transient=True) as bars:
-        tasks: dict[tuple[str, str], Any] = {}
+    shown: Any = {"bars": bars, "json": json_lines}.get(kind, _silent)
+    with shown() as show:
 
         def progress(event: Progress) -> None:
             _go_on(event)
-            key = (event.phase, event.variable)
-            if key not in tasks:
-                tasks[key] = bars.add_task(f"{labels[event.phase]} {event.variable}", total=event.total)
-            bars.update(tasks[key], completed=event.done, visible=event.done < event.total)
+            show(event)
 
         yield progress
+
+
+@contextmanager
+def _silent() -> Iterator[Callable[[Progress], None]]:
+    yield lambda event: None
 
 
 @contextmanager

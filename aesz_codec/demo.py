@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._store import open_array
+from ._store import open_array, open_folder
 from .conversion import ConversionSummary, Progress, VariableSummary, convert
 from .errors import ConversionError
 from .verification import VerificationReport, verify
@@ -154,7 +154,7 @@ def _lossless_ratios(values: np.ndarray, variable: VariableSummary) -> dict[str,
                 compressors=codec,
                 fill_value=np.nan,
             )
-            ratios[title] = variable.raw_bytes / open_array(Path(folder), "array").stored_bytes()
+            ratios[title] = variable.raw_bytes / open_array(open_folder(Path(folder)), "array").stored_bytes()
     return ratios
 
 

@@ -280,18 +280,18 @@ def _resolved(ds: xr.Dataset, bounds: dict[Hashable, ErrorBound]) -> dict[Hashab
     lazy: dict[Hashable, list[Any]] = {}
     for name in relative:
         variable = ds.variables[name]
-        fills = _fill_values(variable)
+        fills = fill_values(variable)
         if variable.chunks is not None and hasattr(variable.data, "to_delayed"):
             from dask.delayed import delayed
 
             range_of = delayed(finite_range, pure=True)
             lazy[name] = [range_of(block, fills) for block in variable.data.to_delayed().ravel()]
         else:
-            parts[name] = [finite_range(variable[block].values, fills) for block in _read_blocks(variable)]
+            parts[name] = [finite_range(variable[block].values, fills) for block in read_blocks(variable)]
     if lazy:
         from dask.base import compute
 
-        (computed,) = compute(lazy)  # type: ignore[no-untyped-call]
+        (computed,) = compute(lazy)
         parts.update(computed)
     resolved = dict(bounds)
     for name in relative:
@@ -304,7 +304,8 @@ def _resolved(ds: xr.Dataset, bounds: dict[Hashable, ErrorBound]) -> dict[Hashab
     return resolved
 
 
-def _fill_values(variable: xr.Variable) -> tuple[float, ...]:
+def fill_values(variable: xr.Variable) -> tuple[float, ...]:
+    """Return the numbers that a variable says stand for nothing."""
     found: list[float] = []
     for properties in (variable.attrs, variable.encoding):
         for key in ("_FillValue", "missing_value"):
@@ -314,9 +315,13 @@ def _fill_values(variable: xr.Variable) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _read_blocks(variable: xr.Variable) -> Iterator[tuple[slice, ...]]:
+def read_blocks(variable: xr.Variable) -> Iterator[tuple[slice, ...]]:
     """Cut a lazy variable into blocks of about 64 MiB that are multiples of its source's chunks."""
     preferred = variable.encoding.get("preferred_chunks", {})
+    if variable.chunks is not None:  # of Dask
+        preferred = {
+            dim: max(sizes, default=1) for dim, sizes in zip(variable.dims, variable.chunks, strict=True)
+        }
     steps: list[int] = []
     for dim, size in zip(variable.dims, variable.shape, strict=True):
         step = preferred.get(dim, 1)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import zoo
-from ._store import StoredArray, local_path, open_source, open_store, read_block
+from ._source import open_source, read_block
+from ._store import StoredArray, StoreLike, open_address, open_store
 from .bounds import ErrorBound
 from .errors import AESZError, ConversionError, CorruptStreamError, InvalidConfigError
 
@@ -192,7 +193,7 @@ class StoreReport:
         Name of every other array (coordinates too) to its (raw, stored) bytes.
     """
 
-    store: Path
+    store: Path | str
     zarr_format: int
     variables: tuple[VariableReport, ...]
     others: Mapping[str, tuple[int, int]]
@@ -211,8 +212,14 @@ class StoreReport:
         return report
 
 
-def inspect_store(store: str | os.PathLike[str]) -> StoreReport:
-    """Describe every variable of a finished local Zarr store.
+def inspect_store(store: StoreLike, *, storage_options: Mapping[str, Any] | None = None) -> StoreReport:
+    """Describe every variable of a finished Zarr store; its chunks are fetched, and not decoded.
+
+    Parameters
+    ----------
+    store : path, URL or Zarr store
+    storage_options : mapping, optional
+        For fsspec, if it is a URL.
 
     Raises
     ------
@@ -220,10 +227,11 @@ def inspect_store(store: str | os.PathLike[str]) -> StoreReport:
         If there is no finished store, or its metadata cannot be read. Chunks whose header cannot be read are
         in the report.
     """
-    arrays = open_store(store)
+    arrays = open_store(store, storage_options=storage_options)
+    address = open_address(store, storage_options=storage_options, read_only=True)
     formats = {array.array.metadata.zarr_format for array in arrays.values()}
     return StoreReport(
-        store=local_path(store, "store"),
+        store=address.path or address.name,
         zarr_format=formats.pop() if formats else 3,
         variables=tuple(_describe_array(a) for a in arrays.values() if a.bound is not None),
         others={a.name: (a.raw_bytes, a.stored_bytes()) for a in arrays.values() if a.bound is None},
@@ -231,18 +239,19 @@ def inspect_store(store: str | os.PathLike[str]) -> StoreReport:
 
 
 def inspect_chunk(
-    store: str | os.PathLike[str],
+    store: StoreLike,
     variable: str,
     index: tuple[int, ...],
     *,
     candidates: bool = True,
     source: str | os.PathLike[str] | xr.Dataset | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> ChunkReport:
     """Describe one chunk of one variable.
 
     Parameters
     ----------
-    store : path
+    store : path, URL or Zarr store
     variable : str
     index : tuple of int
         Of the chunk along each dimension; of the inner chunk in sharded arrays.
@@ -251,6 +260,8 @@ def inspect_chunk(
         only the header is read.
     source : path or xarray.Dataset, optional
         What the store was converted from: the choices then code the original values.
+    storage_options : mapping, optional
+        For fsspec, if it is a URL.
 
     Raises
     ------
@@ -263,7 +274,7 @@ def inspect_chunk(
     ModelNotFoundError
         If `candidates`, and a model of the variable or the stream is not found.
     """
-    stored = _ours(store, variable)
+    stored = _ours(store, variable, storage_options)
     counts = stored.chunk_count()
     if len(index) != len(counts) or any(not 0 <= i < n for i, n in zip(index, counts, strict=True)):
         raise InvalidConfigError.at(
@@ -277,11 +288,12 @@ def inspect_chunk(
 
 
 def inspect_chunks(
-    store: str | os.PathLike[str],
+    store: StoreLike,
     variable: str,
     *,
     candidates: bool = True,
     source: str | os.PathLike[str] | xr.Dataset | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> Iterator[ChunkReport]:
     """Describe every chunk of one variable, one after the other; see `inspect_chunk`.
 
@@ -292,13 +304,15 @@ def inspect_chunks(
     ConversionError, CorruptStreamError, UnsupportedFormatError, ModelNotFoundError
         As `inspect_chunk`.
     """
-    for index in np.ndindex(*_ours(store, variable).chunk_count()):
-        yield inspect_chunk(store, variable, index, candidates=candidates, source=source)
+    for index in np.ndindex(*_ours(store, variable, storage_options).chunk_count()):
+        yield inspect_chunk(
+            store, variable, index, candidates=candidates, source=source, storage_options=storage_options
+        )
 
 
-def _ours(store: str | os.PathLike[str], variable: str) -> StoredArray:
+def _ours(store: StoreLike, variable: str, storage_options: Mapping[str, Any] | None) -> StoredArray:
     """Return an array that this codec wrote, and no other codec around it."""
-    arrays = open_store(store)
+    arrays = open_store(store, storage_options=storage_options)
     ours = [name for name, array in arrays.items() if array.bound is not None]
     if variable not in ours:
         raise InvalidConfigError.at(
@@ -383,7 +397,7 @@ def _original(
             slice(i * c, min(n, (i + 1) * c))
             for i, c, n in zip(report.index, array.chunks, array.shape, strict=True)
         )
-        values = read_block(dataset, name, region)
+        values = read_block(found, name, region)
     chunk = np.full(array.chunks, array.fill_value, array.dtype.newbyteorder("="))
     with np.errstate(over="ignore"):
         chunk[tuple(slice(0, n) for n in values.shape)] = values

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from . import foundation, pipeline
-from ._store import CODEC, PARTIAL, StoredArray, local_path, open_store
+from ._store import CODEC, PARTIAL, StoreAddress, StoredArray, open_address, open_store
 from .errors import AESZError, ConversionError, CorruptStreamError
 
 __all__ = ["MaterialiseSummary", "MaterialisedVariable", "materialise"]
@@ -91,11 +91,11 @@ def materialise(
     CorruptStreamError
         If a chunk cannot be read.
     """
-    source = local_path(store, "store")
-    open_store(source)  # that there is one
+    source = _folder(open_address(store))
+    arrays = [array for array in open_store(source).values() if array.bound is not None]
     target = source
     if out is not None:
-        goal = local_path(out, "out")
+        goal = _folder(open_address(out, "out"))
         target = goal.with_name(goal.name + PARTIAL)
         for path in (goal, target):
             if path.exists():
@@ -105,8 +105,7 @@ def materialise(
     try:
         if out is not None:
             shutil.copytree(source, target)
-        arrays = _arrays(source, target)
-        variables = tuple(_rewritten(array, find_forecaster, progress) for array in arrays)
+        variables = tuple(_rewritten(array, target, find_forecaster, progress) for array in arrays)
         for path in sorted(target.rglob("*")):
             if path.name in _METADATA:
                 _forget(path)
@@ -120,21 +119,21 @@ def materialise(
     return MaterialiseSummary(source if out is None else goal, variables)
 
 
-def _arrays(source: Path, target: Path) -> list[StoredArray]:
-    """Return the arrays of the codec, with their chunks in the target."""
-    from dataclasses import replace
-
-    found = []
-    for array in open_store(source).values():
-        if array.bound is not None:
-            found.append(replace(array, folder=target / array.folder.relative_to(source)))
-    return found
+def _folder(address: StoreAddress) -> Path:
+    if address.path is None:
+        raise ConversionError.at(
+            "store", found=str(address), expected="a folder on this machine", remedy="copy the store here"
+        )
+    return address.path
 
 
 def _rewritten(
-    array: StoredArray, find: pipeline.FindForecaster, progress: Callable[[str, int, int], None] | None
+    array: StoredArray,
+    target: Path,
+    find: pipeline.FindForecaster,
+    progress: Callable[[str, int, int], None] | None,
 ) -> MaterialisedVariable:
-    """Rewrite the files of an array, chunks or shards."""
+    """Rewrite the files of an array, chunks or shards, in the target."""
     if array.wrapped:
         raise ConversionError.at(
             array.name,
@@ -156,7 +155,7 @@ def _rewritten(
         return pipeline.materialise(stream, find_forecaster=find)
 
     for number, unit in enumerate(units):
-        path = array.folder / array.array.metadata.encode_chunk_key(unit)
+        path = target / array.unit_key(unit)
         if path.is_file():
             data = path.read_bytes()
             try:

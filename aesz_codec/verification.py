@@ -1,46 +1,43 @@
 """Compare a store with its source: every value against the bound that the store records.
 
 Variables that this codec wrote are compared under the bound in their codec's configuration; everything else,
-also the coordinates, must be equal.  Both sides are read block by block, a few whole chunks at a time, and
-decoded by xarray.  A floating-point source is compared in the stored dtype: a packed source that decodes to
-float64 but is stored as float32 was rounded before it was encoded, and its recorded bound is smaller by that.
+also the coordinates, must be equal.  Both sides are read block by block, a few whole chunks at a time, by the
+workers that `convert` has too, and decoded by xarray.  A floating-point source is compared in the stored
+dtype: a packed source that decodes to float64 but is stored as float32 was rounded before it was encoded, and
+its recorded bound is smaller by that.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._store import (
-    Region,
-    StoredArray,
-    group_size,
-    local_path,
-    one_line,
-    open_source,
-    open_store,
-    read_block,
-    regions,
-)
+from ._source import Region, SourceLike, one_line, open_source, read_block
+from ._store import StoredArray, StoreLike, open_address, open_store, regions
 from .bounds import ErrorBound, ErrorSummary, error_summary, finite_range, first_violation
 from .conversion import Progress
-from .errors import ConversionError, ModelNotFoundError, UnsupportedFormatError
+from .conversion.engine import Engine, open_engine
+from .conversion.run import culled
+from .errors import AESZError, ConversionError, ModelNotFoundError, UnsupportedFormatError
 
 if TYPE_CHECKING:
     import xarray as xr
+    from distributed import Client
 
 __all__ = ["UnreadableChunk", "VariableVerification", "VerificationReport", "Violation", "verify"]
+
+_TASK_BYTES = 16 << 20  # small chunks are compared together, up to this
 
 
 @dataclass(frozen=True)
 class Violation:
-    """The first value of a variable, in the order of the blocks that are compared, that is outside its bound.
+    """The first value of a variable, in the order of its indices, that is outside its bound.
 
     Attributes
     ----------
@@ -122,19 +119,26 @@ class VerificationReport:
 
 
 def verify(
-    source: str | os.PathLike[str] | xr.Dataset,
-    store: str | os.PathLike[str],
+    source: SourceLike,
+    store: StoreLike,
     *,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    client: Client | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    source_options: Mapping[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> VerificationReport:
     """Check every value of a store against its source.
 
     Parameters
     ----------
-    source : path or xarray.Dataset
+    source : path, URL, pattern, sequence of paths, Zarr store or xarray.Dataset
         What the store was converted from.
-    store : path
-        A finished local Zarr store, of format 2 or 3, written by `convert` or by xarray.
+    store : path, URL or Zarr store
+        A finished Zarr store, of format 2 or 3, written by `convert` or by xarray.
+    workers, scheduler, client, storage_options, source_options
+        As for `convert`.
     progress : callable, optional
         Called with a `Progress` after each block.
 
@@ -152,30 +156,147 @@ def verify(
     """
     import xarray as xr
 
-    arrays = open_store(store)
-    path = local_path(store, "store")
+    arrays = open_store(store, storage_options=storage_options)
+    address = open_address(store, storage_options=storage_options, read_only=True)
     with ExitStack() as stack:
-        original = stack.enter_context(open_source(source))
-        numbers = stack.enter_context(open_source(path))
+        original = stack.enter_context(open_source(source, storage_options=source_options))
+        numbers = stack.enter_context(open_source(address.store))
         decoded = numbers
-        if isinstance(source, xr.Dataset):  # its times may be decoded
-            decoded = stack.enter_context(_open_decoded(path))
-        results = []
+        if isinstance(source, xr.Dataset) or _times_are_decoded(original):
+            decoded = stack.enter_context(_open_decoded(address.store))
+        engine = stack.enter_context(open_engine(scheduler, workers, client))
+        pairs = []
         for name in map(str, numbers.variables):
             times = name in original.variables and original.variables[name].dtype.kind in "mMO"
-            pair = _Pair(arrays[name], original, decoded if times else numbers)
-            results.append(pair.compare(progress))
+            pairs.append(_Pair(arrays[name], original, decoded if times else numbers))
+        results = _compare_all(pairs, engine, progress)
     missing = tuple(str(name) for name in original.variables if name not in arrays)
-    return VerificationReport(tuple(results), missing)
+    return VerificationReport(results, missing)
 
 
-def _open_decoded(path: Path) -> xr.Dataset:
+def _times_are_decoded(dataset: xr.Dataset) -> bool:
+    return any(dataset.variables[name].dtype.kind in "mMO" for name in dataset.coords)
+
+
+def _open_decoded(store: Any) -> xr.Dataset:
     import xarray as xr
 
     try:
-        return xr.open_dataset(path, engine="zarr", chunks=None, cache=False)
+        return xr.open_dataset(store, engine="zarr", chunks=None, cache=False)
     except Exception as error:
-        raise ConversionError(f"store: cannot decode the times of {path}: {one_line(error)}") from error
+        raise ConversionError(f"store: cannot decode the times of {store}: {one_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A region of both, lazy, and what it takes to compare them."""
+
+    stored: StoredArray
+    region: Region
+    block: xr.Variable
+    block_hat: xr.Variable
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = self.block_hat.dtype
+        return dtype
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What comparing a region showed; `place` is the first value outside the bound, with both values."""
+
+    name: str
+    n: int = 0
+    errors: ErrorSummary = field(default_factory=ErrorSummary)
+    place: tuple[tuple[int, ...], Any, Any] | None = None
+    unreadable: tuple[UnreadableChunk, ...] = ()
+    failure: AESZError | None = None
+
+
+def _compare_all(
+    pairs: Sequence[_Pair], engine: Engine, progress: Callable[[Progress], None] | None
+) -> tuple[VariableVerification, ...]:
+    comparable = {pair.name: pair for pair in pairs if not pair.mismatch}
+    found: dict[str, list[_Found]] = {pair.name: [] for pair in pairs}
+    compared: Counter[str] = Counter()
+
+    def done(result: _Found) -> None:
+        if result.failure is not None:
+            raise result.failure
+        found[result.name].append(result)
+        compared[result.name] += result.n
+        if progress is not None:
+            array = comparable[result.name].stored.array
+            size = array.dtype.itemsize
+            progress(Progress("verify", result.name, compared[result.name] * size, array.size * size))
+
+    engine.run(_compare, (task for pair in comparable.values() for task in pair.tasks(engine)), done)
+    return tuple(pair.result(found[pair.name]) for pair in pairs)
+
+
+def _compare(task: _Task) -> _Found:
+    """Compare one region, in a worker."""
+    try:
+        unreadable: list[UnreadableChunk] = []
+        errors, n, first = ErrorSummary(), 0, None
+        for part, values, values_hat in _read(task, unreadable):
+            of_part, place = _compare_block(task, values, values_hat)
+            errors, n = errors.merge(of_part), n + values.size
+            if place is not None:
+                index = tuple(side.start + i for side, i in zip(part, place, strict=True))
+                if first is None or index < first[0]:
+                    first = (index, values[place], values_hat[place])
+        return _Found(task.stored.name, n, errors, first, tuple(unreadable))
+    except AESZError as error:
+        return _Found(task.stored.name, failure=error)
+
+
+def _read(task: _Task, unreadable: list[UnreadableChunk]) -> list[tuple[Region, np.ndarray, np.ndarray]]:
+    """Read a region of both; where that fails, chunk by chunk, noting which cannot be read."""
+    whole = tuple(slice(0, side.stop - side.start) for side in task.region)
+    values = read_block(task.block, task.stored.name, whole)
+    if values.dtype.kind == "f" and task.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            values = values.astype(task.dtype.newbyteorder("="), copy=False)
+    chunks = task.stored.array.chunks
+    try:
+        return [(task.region, values, np.asarray(task.block_hat.values))]
+    except Exception as error:
+        _raise_if_not_corrupt(error)
+    parts = []
+    for part in regions(values.shape, chunks):
+        place = tuple(
+            slice(r.start + s.start, r.stop + s.start) for r, s in zip(part, task.region, strict=True)
+        )
+        try:
+            parts.append((place, values[part], np.asarray(task.block_hat[part].values)))
+        except Exception as error:
+            _raise_if_not_corrupt(error)
+            index = tuple(side.start // chunk for side, chunk in zip(place, chunks, strict=True))
+            unreadable.append(UnreadableChunk(index, f"{type(error).__name__}: {one_line(error)}"))
+    return parts
+
+
+def _compare_block(
+    task: _Task, values: np.ndarray, values_hat: np.ndarray
+) -> tuple[ErrorSummary, tuple[int, ...] | None]:
+    bound = task.stored.bound
+    if bound is None:
+        same = _equal(values, values_hat)
+        count = int(same.size - np.count_nonzero(same))
+        place = np.unravel_index(int(np.argmin(same)), same.shape) if count else None
+        return ErrorSummary(n=same.size, violations=count), None if place is None else tuple(map(int, place))
+    if bound.mode == "range_rel":
+        lowest, highest = finite_range(values) or (0.0, 0.0)
+        fill = float(np.asarray(task.stored.array.fill_value, dtype=task.dtype))
+        if values.shape != task.stored.array.chunks and np.isfinite(
+            fill
+        ):  # what an edge chunk is padded with
+            lowest, highest = min(lowest, fill), max(highest, fill)
+        bound = bound.resolve(lowest, highest)
+    errors = error_summary(values, values_hat, bound)
+    return errors, first_violation(values, values_hat, bound) if errors.violations else None
 
 
 class _Pair:
@@ -186,34 +307,38 @@ class _Pair:
         self.name = stored.name
         self.original = original
         self.reconstruction = reconstruction
-        self.dtype = reconstruction.variables[self.name].dtype
+        self.mismatch = self._mismatch()
 
-    def compare(self, progress: Callable[[Progress], None] | None) -> VariableVerification:
-        mismatch = self._mismatch()
-        if mismatch:
-            return VariableVerification(self.name, self.stored.bound, mismatch=mismatch)
+    def tasks(self, engine: Engine) -> Iterator[_Task]:
+        chunks = list(self.stored.array.chunks)
         # A relative range that was not resolved is that of each chunk.
-        by_chunk = self.stored.bound is not None and self.stored.bound.mode == "range_rel"
-        unit = self.stored.array.chunks if by_chunk else self.stored.unit
-        group = 1 if by_chunk else group_size(unit, self.dtype.itemsize)
-        errors, n, violations, first = ErrorSummary(), 0, 0, None
-        unreadable: list[UnreadableChunk] = []
-        for region in regions(self.stored.array.shape, unit, group):
-            for part, values, values_hat in self._read(region, unreadable):
-                found, place = self._compare_block(values, values_hat)
-                errors = errors.merge(found)
-                n, violations = n + values.size, violations + found.violations
-                if place is not None and first is None:
-                    first = self._violation(part, place, values, values_hat)
-            if progress is not None:
-                size = self.dtype.itemsize
-                progress(Progress("verify", self.name, n * size, self.stored.array.size * size))
+        if self.stored.bound is None or self.stored.bound.mode != "range_rel":
+            room = _TASK_BYTES // max(1, math.prod(chunks) * self.stored.array.dtype.itemsize)
+            for axis, (size, chunk) in enumerate(zip(self.stored.array.shape, chunks, strict=True)):
+                times = max(1, min(room, -(-size // chunk)))
+                chunks[axis] *= times
+                room //= times
+        source, stored = self.original.variables[self.name], self.reconstruction.variables[self.name]
+        for region in regions(self.stored.array.shape, chunks):
+            yield _Task(self.stored, region, culled(source[region], engine), stored[region])
+
+    def result(self, found: Sequence[_Found]) -> VariableVerification:
+        if self.mismatch:
+            return VariableVerification(self.name, self.stored.bound, mismatch=self.mismatch)
+        errors = ErrorSummary()
+        for part in found:
+            errors = errors.merge(part.errors)
+        places = [part.place for part in found if part.place is not None]
+        first = min(places, key=lambda place: place[0], default=None)
+        unreadable = sorted(
+            (chunk for part in found for chunk in part.unreadable), key=lambda chunk: chunk.index
+        )
         return VariableVerification(
             name=self.name,
             bound=self.stored.bound,
-            n=n,
-            violations=violations,
-            first=first,
+            n=sum(part.n for part in found),
+            violations=errors.violations,
+            first=None if first is None else self._violation(*first),
             unreadable=tuple(unreadable),
             errors=None if self.stored.bound is None else errors,
         )
@@ -234,65 +359,12 @@ class _Pair:
             return f"found dtype {variable_hat.dtype}, expected that of the source, {variable.dtype}"
         return ""
 
-    def _read(
-        self, region: Region, unreadable: list[UnreadableChunk]
-    ) -> list[tuple[Region, np.ndarray, np.ndarray]]:
-        """Read a region of both; where that fails, chunk by chunk, noting which cannot be read."""
-        values = read_block(self.original, self.name, region)
-        if values.dtype.kind == "f" and self.dtype.kind == "f":
-            with np.errstate(over="ignore"):
-                values = values.astype(self.dtype.newbyteorder("="), copy=False)
-        chunks = self.stored.array.chunks
-        try:
-            return [(region, values, self._stored_values(region))]
-        except Exception as error:
-            _raise_if_not_corrupt(error)
-        parts = []
-        start = tuple(side.start for side in region)
-        for part in regions(values.shape, chunks):
-            place = tuple(slice(r.start + s, r.stop + s) for r, s in zip(part, start, strict=True))
-            try:
-                parts.append((place, values[part], self._stored_values(place)))
-            except Exception as error:
-                _raise_if_not_corrupt(error)
-                index = tuple(side.start // chunk for side, chunk in zip(place, chunks, strict=True))
-                unreadable.append(UnreadableChunk(index, f"{type(error).__name__}: {one_line(error)}"))
-        return parts
-
-    def _stored_values(self, region: Region) -> np.ndarray:
-        return np.asarray(self.reconstruction.variables[self.name][region].values)
-
-    def _compare_block(
-        self, values: np.ndarray, values_hat: np.ndarray
-    ) -> tuple[ErrorSummary, tuple[int, ...] | None]:
-        bound = self.stored.bound
-        if bound is None:
-            same = _equal(values, values_hat)
-            count = int(same.size - np.count_nonzero(same))
-            place = np.unravel_index(int(np.argmin(same)), same.shape) if count else None
-            return ErrorSummary(n=same.size, violations=count), None if place is None else tuple(
-                map(int, place)
-            )
-        if bound.mode == "range_rel":
-            lowest, highest = finite_range(values) or (0.0, 0.0)
-            fill = float(np.asarray(self.stored.array.fill_value, dtype=self.dtype))
-            if values.shape != self.stored.array.chunks and np.isfinite(
-                fill
-            ):  # what an edge chunk is padded with
-                lowest, highest = min(lowest, fill), max(highest, fill)
-            bound = bound.resolve(lowest, highest)
-        errors = error_summary(values, values_hat, bound)
-        return errors, first_violation(values, values_hat, bound) if errors.violations else None
-
-    def _violation(
-        self, region: Region, place: tuple[int, ...], values: np.ndarray, values_hat: np.ndarray
-    ) -> Violation:
-        index = tuple(side.start + i for side, i in zip(region, place, strict=True))
+    def _violation(self, index: tuple[int, ...], value: Any, value_hat: Any) -> Violation:
         return Violation(
             index=index,
             coordinates=_coordinates(self.original, self.name, index),
-            value=values[place],
-            reconstruction=values_hat[place],
+            value=value,
+            reconstruction=value_hat,
             bound=self.stored.bound,
             stored=self.stored.key_exists(index),
         )

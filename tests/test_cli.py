@@ -271,10 +271,22 @@ NEWER_MAJOR_AT = 4  # docs/format.md: the major version follows the magic
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_nothing(tmp_path, number):
+def test_an_interrupt_leaves_what_is_done(tmp_path, number):
     noise = np.random.default_rng(0).normal(size=(60, 150, 200)).astype("float32")
     xr.Dataset({"v": (DIMS, noise)}).to_netcdf(tmp_path / "in.nc")
-    arguments = ["convert", "in.nc", "out.zarr", "--abs", "1e-3", "--chunks", "time=1", "--effort", "max"]
+    arguments = [
+        "convert",
+        "in.nc",
+        "out.zarr",
+        "--abs",
+        "1e-3",
+        "--chunks",
+        "time=1",
+        "--shards",
+        "none",
+        "--effort",
+        "max",
+    ]
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=tmp_path,
@@ -291,8 +303,9 @@ def test_an_interrupt_leaves_nothing(tmp_path, number):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert err == "aesz-codec: error: interrupted: what was being written was removed\n"
-    assert [p.name for p in tmp_path.iterdir()] == ["in.nc"]
+    assert err == "aesz-codec: error: interrupted: what is done is kept: go on with --resume\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.nc", "out.zarr.partial"]
+    assert not (tmp_path / "out.zarr.partial" / ".aesz" / "lock").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
