@@ -23,14 +23,14 @@ from .pipeline import (
     FindModel,
     _begun,
     _coded_exactly,
-    _cropped,
     _folded,
     _Lossy,
     closed_loop,
+    coded_region,
 )
 from .predictors import PREDICTORS, SIDES, Frames, Interpolation, Predictor
 from .predictors.forecasts import LeastSquares, Motion, Step, steps
-from .stream import Reader, Stream
+from .stream import Reader, Stream, corrupt
 
 __all__ = [
     "Candidate",
@@ -318,8 +318,14 @@ def forecast(stream: bytes | memoryview, *, find_model: FindModel = zoo.get) -> 
     TruncatedStreamError, CorruptStreamError, UnsupportedFormatError, ModelNotFoundError
         As `pipeline.decode`.
     """
-    parsed = Stream.from_bytes(stream)
-    shape, _ = _cropped(parsed)
+    try:
+        return _forecast(Stream.from_bytes(stream), find_model)
+    except _core.CorruptDataError as error:
+        raise corrupt("codes", str(error), "what an encoder writes") from None
+
+
+def _forecast(parsed: Stream, find_model: FindModel) -> Forecast | None:
+    shape, _ = coded_region(parsed)
     folded = _folded(shape)
     if parsed.method not in PREDICTORS or len(folded) < 3:
         return None

@@ -789,20 +789,12 @@ def decode(
 
 
 def _decoded(stream: Stream, find_model: FindModel, forecasts: _Forecasts) -> Array:
-    shape, fill = _cropped(stream)
-    size = math.prod(shape)
-    if (stream.method is Method.CONSTANT) != (size == 0):
-        raise corrupt(
-            "method", stream.method.name.lower(), "'constant' if and only if the region has no values"
-        )
-    if not size:
+    shape, fill = coded_region(stream)
+    if not math.prod(shape):
         if fill is None:
             return np.empty(stream.shape, stream.dtype)
         return np.full(stream.shape, fill, stream.dtype)
     codes = stream.sections.get(Section.CODES, b"")
-    most = _LOCAL_VALUES_PER_BYTE if stream.method is Method.LOCAL else _VALUES_PER_BYTE
-    if size > most * (len(codes) + len(stream.sections.get(Section.LABELS, b"")) + 1):
-        raise corrupt("codes", f"{len(codes)} bytes", f"more for {size} values")
     region = _decoded_region(stream, shape, codes, find_model, forecasts)
     if fill is None:
         array = region
@@ -814,16 +806,31 @@ def _decoded(stream: Stream, find_model: FindModel, forecasts: _Forecasts) -> Ar
     return array
 
 
-def _cropped(stream: Stream) -> tuple[tuple[int, ...], Any]:
-    """Return the shape of what is coded, and what fills the rest; None if there is no rest."""
-    if Section.CROP not in stream.sections:
-        return stream.shape, None
-    reader = Reader(stream.sections[Section.CROP], "crop")
-    shape = tuple(reader.varint() for _ in stream.shape)
-    fill = _values(reader.take(stream.dtype.itemsize), stream.dtype)[0]
-    reader.end()
-    if any(n > m for n, m in zip(shape, stream.shape, strict=True)):
-        raise corrupt("crop", str(shape), f"at most {stream.shape}")
+def coded_region(stream: Stream) -> tuple[tuple[int, ...], Any]:
+    """Return the shape of what is coded, and what fills the rest; None if there is no rest.
+
+    Raises
+    ------
+    CorruptStreamError
+        If there are fewer codes than for so many values: nothing needs to be allocated for them.
+    """
+    shape, fill = stream.shape, None
+    if Section.CROP in stream.sections:
+        reader = Reader(stream.sections[Section.CROP], "crop")
+        shape = tuple(reader.varint() for _ in stream.shape)
+        fill = _values(reader.take(stream.dtype.itemsize), stream.dtype)[0]
+        reader.end()
+        if any(n > m for n, m in zip(shape, stream.shape, strict=True)):
+            raise corrupt("crop", str(shape), f"at most {stream.shape}")
+    size = math.prod(shape)
+    if (stream.method is Method.CONSTANT) != (size == 0):
+        raise corrupt(
+            "method", stream.method.name.lower(), "'constant' if and only if the region has no values"
+        )
+    codes, labels = (stream.sections.get(section, b"") for section in (Section.CODES, Section.LABELS))
+    most = _LOCAL_VALUES_PER_BYTE if stream.method is Method.LOCAL else _VALUES_PER_BYTE
+    if size > most * (len(codes) + len(labels) + 1):
+        raise corrupt("codes", f"{len(codes)} bytes", f"more for {size} values")
     return shape, fill
 
 

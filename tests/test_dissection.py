@@ -1,6 +1,8 @@
 """What a chunk is made of: candidates cost what their streams cost, gains and weights are those of the data."""
 
+import contextlib
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.dissection import Forecast, candidates, forecast, innovation_gains
-from aesz_codec.errors import TruncatedStreamError, UnsupportedDtypeError
+from aesz_codec.errors import AESZError, CorruptStreamError, TruncatedStreamError, UnsupportedDtypeError
 from aesz_codec.predictors import Frames, Interpolation
 from aesz_codec.predictors.forecasts import LeastSquares, Motion, Nearest
 from aesz_codec.stream import Reader, Stream
@@ -183,6 +185,21 @@ class TestForecast:
         assert forecast(pipeline.encode(np.full((8, 9, 9), np.nan, "f4"), TOLERANCE)) is None
         with pytest.raises(TruncatedStreamError):
             forecast(pipeline.encode(drifting(), TOLERANCE)[:-9])
+
+    def test_damaged_streams_are_an_error_or_a_forecast(self, monkeypatch):
+        """A checksum guards the stream: what is behind it is damaged before it is sealed again."""
+        stream = Stream.from_bytes(coded_as(Frames(1, 2, LeastSquares()), drifting(6), monkeypatch))
+        rng = np.random.default_rng(11)
+        for section, data in dict(stream.sections).items():
+            for _ in range(40):
+                damaged = bytearray(data)
+                damaged[rng.integers(len(damaged))] ^= 1 << rng.integers(8)
+                sealed = replace(stream, sections={**stream.sections, section: bytes(damaged)}).to_bytes()
+                with contextlib.suppress(AESZError):
+                    assert forecast(sealed) is not None
+        huge = replace(stream, shape=(1 << 20, 1 << 12, 1 << 12), sections=dict(stream.sections))
+        with pytest.raises(CorruptStreamError):
+            forecast(huge.to_bytes())
 
     def test_a_chunk_that_is_padded(self, monkeypatch):
         values = drifting()
