@@ -401,10 +401,10 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train a model from your own data",
         description="Trains a model pack from NetCDF files or Zarr stores and judges it on data that it has not seen: networks "
-        "for learned interpolation; a basis, or a forecaster, for the grid of one variable; a block autoencoder. Needs torch "
-        "(pip install 'aesz-codec[train]'); an interrupted run of 'interpolation' goes on where it was.",
+        "for learned interpolation; a basis, a cycle or a forecaster for the grid of one variable; a block autoencoder. Needs "
+        "torch (pip install 'aesz-codec[train]'); an interrupted run of 'interpolation' goes on where it was.",
     )
-    train.add_argument("kind", metavar="KIND", help="interpolation, basis, forecaster or autoencoder")
+    train.add_argument("kind", metavar="KIND", help="interpolation, basis, cycle, forecaster or autoencoder")
     train.add_argument("data", nargs="+", metavar="DATA", help="NetCDF files or Zarr stores to learn from")
     train.add_argument("--out", required=True, metavar="PACK", help="the pack to be written")
     train.add_argument("--id", required=True, help="name of the model: small letters, digits, '-', '_', '.'")
@@ -452,6 +452,13 @@ def _add_train(commands: Any) -> None:
         help="from every variable and bound (default: 6000); autoencoder: blocks, of all variables (default: 16000)",
     )
     train.add_argument("--modes", type=int, default=48, help="of a basis (default: 48)")
+    train.add_argument(
+        "--per-day",
+        type=int,
+        metavar="N",
+        help="of a cycle: ticks of a day (default: as the times of the data say; data without times have N frames a day "
+        "and begin with a year)",
+    )
     train.add_argument("--seed", type=int, default=0, help="default: 0")
     train.set_defaults(run=_run_train, writes=True)
 
@@ -842,6 +849,7 @@ def _run_train(options: argparse.Namespace) -> int:
             options.out,
             hidden=hidden,
             modes=options.modes,
+            per_day=options.per_day,
             progress=progress,
             **common,
         )

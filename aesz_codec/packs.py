@@ -40,7 +40,7 @@ __all__ = ["ARITHMETICS", "KINDS", "Coding", "Pack", "content_digest", "plain"]
 
 MAGIC = b"AEPK"
 FORMAT_VERSION = (1, 0)
-KINDS = ("interpolation", "autoencoder", "basis", "forecaster", "contexts")
+KINDS = ("interpolation", "autoencoder", "basis", "forecaster", "cycle", "contexts")
 ARITHMETICS = ("INT-1",)
 DTYPES = {name: np.dtype(name) for name in ("int8", "int16", "int32", "uint8")}
 MAX_BYTES = 1 << 22  # of a file

@@ -1077,7 +1077,7 @@ def describe(stream: bytes | memoryview) -> StreamInfo:
     if parsed.transform is not Transform.NONE:
         parameters["transform"] = parsed.transform.name.lower()
     if side is not None:
-        parameters["latents"] = list(Stream.from_bytes(side.latents, payloads=False).shape)
+        parameters |= side.described()
     if Section.CROP in parsed.sections:
         reader = Reader(parsed.sections[Section.CROP], "crop")
         parameters["region"] = [reader.varint() for _ in parsed.shape]
@@ -1127,7 +1127,7 @@ def _otherwise(
             yield lossy.coded(effort, models)
     for side in sides:
         if side.latent_shape(region.shape) is not None:
-            for unit in _LATENT_UNITS[effort]:
+            for unit in (0.0,) if side.clocked else _LATENT_UNITS[effort]:
                 lossy = _Lossy.prepare(region, bound, blank, (side, unit))
                 if lossy is not None:
                     yield lossy.coded(effort, models)
@@ -1135,7 +1135,7 @@ def _otherwise(
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """The section ``side``: a pack, the unit of the latents, a stream of them."""
+    """The section ``side``: a pack, the unit of the latents, a stream of them; or unit 0, and the two latents of a clock."""
 
     digest: str
     unit: float
@@ -1151,7 +1151,11 @@ class _Side:
             wide[labels != 0] = np.nan
         latents = side.describe(wide, unit)
         section = Writer().raw(bytes.fromhex(side.pack.digest)).pack("d", unit)
-        section.raw(encode(latents, _EVERY_INTEGER, effort="max"))
+        if side.clocked:
+            for latent in latents.flat:
+                section.varint(int(latent))
+        else:
+            section.raw(encode(latents, _EVERY_INTEGER, effort="max"))
         left = region - side.predict(latents, unit, region.shape)
         return left.astype(region.dtype), section.done()
 
@@ -1161,16 +1165,34 @@ class _Side:
         reader = Reader(stream.sections.get(Section.SIDE, b""), "side")
         digest = reader.take(_DIGEST_BYTES).hex()
         (unit,) = reader.unpack("d")
-        if not (math.isfinite(unit) and unit > 0):
-            raise corrupt("side", f"unit {unit}", "a finite number above 0")
+        if not (math.isfinite(unit) and math.copysign(1.0, unit) > 0):
+            raise corrupt("side", f"unit {unit}", "a finite number, not below 0")
         return cls(digest, unit, bytes(reader.rest()))
+
+    def ticks(self) -> npt.NDArray[np.int32]:
+        """Return the latents of a clock."""
+        reader = Reader(self.latents, "side")
+        latents = reader.varint(), reader.varint()
+        reader.end()
+        if max(latents) >= 1 << 31:
+            raise corrupt("side", f"latents {latents}", "below 2^31")
+        return np.array([latents], np.int32)
+
+    def described(self) -> dict[str, Any]:
+        """Return what the section says, as JSON values."""
+        if not self.unit:
+            return dict(zip(("first_tick", "ticks_a_step"), self.ticks()[0].tolist(), strict=True))
+        return {"latents": list(Stream.from_bytes(self.latents, payloads=False).shape)}
 
     def predicted(self, shape: tuple[int, ...], find_model: FindModel) -> npt.NDArray[np.float64]:
         """Return the side prediction of a region."""
         side = load_side(_found(self.digest, find_model))
         most = side.latent_shape(shape)
-        if most is None:
-            raise corrupt("side", f"model {side.pack.id!r}", f"one for a region of the shape {shape}")
+        if most is None or side.clocked != (self.unit == 0):
+            what = f"shape {shape}, latents {'of a clock' if self.unit == 0 else 'with a unit'}"
+            raise corrupt("side", f"model {side.pack.id!r}", f"one for {what}")
+        if side.clocked:
+            return side.predict(self.ticks(), self.unit, shape)
         inner = Stream.from_bytes(self.latents, payloads=False)
         plain = inner.dtype == np.int32 and Section.MODEL not in inner.stored
         if (

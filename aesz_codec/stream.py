@@ -237,7 +237,8 @@ class Stream:
     def minor(self) -> int:
         """The least minor version that has what the stream uses."""
         static_model = self.uses_model and self.method is Method.INTERPOLATION and self.coder == Coder.STATIC
-        if self.method is Method.FRAMES or static_model:
+        clocked = self.transform is Transform.SIDE and self.sections.get(Section.SIDE, b"")[32:40] == bytes(8)
+        if self.method is Method.FRAMES or static_model or clocked:
             return 5
         if self.uses_model and self.method is Method.CAUSAL:
             return 4

@@ -140,7 +140,7 @@ def decode(
         sections[MODEL] = _model(sections[MODEL].hex(), find_model, "forecaster")
     if transform == SIDE:
         sections[SIDE_SECTION] = functools.partial(
-            _side_prediction, sections.get(SIDE_SECTION, b""), find_model
+            _side_prediction, sections.get(SIDE_SECTION, b""), minor, find_model
         )
     if method == FRAMES and sections.get(PLAN, b"")[19:20] == b"\xff":
         require(transform == NO_TRANSFORM, "transform")
@@ -2065,10 +2065,12 @@ def decode_local(loop: ClosedLoop, plan: bytes) -> None:
 
 
 def _side_prediction(
-    section: bytes, find_model: Callable[[str], Any] | None, region: tuple[int, ...]
+    section: bytes, minor: int, find_model: Callable[[str], Any] | None, region: tuple[int, ...]
 ) -> list[float]:
     cursor = Bytes(section)
     digest, unit = cursor.take(32).hex(), cursor.f64()
+    if section[32:40] == bytes(8) and minor > 4:
+        return _cycle_prediction(cursor, _model(digest, find_model, "cycle"), region)
     require(0 < unit < math.inf, "unit")
     pack = _model(digest, find_model, "basis")
     network, tensors = plain(pack.manifest["network"]), pack.tensors
@@ -2097,3 +2099,25 @@ def _side_prediction(
         for frame in latents
         for j in range(points)
     ]
+
+
+def _cycle_prediction(cursor: Bytes, pack: Any, region: tuple[int, ...]) -> list[float]:
+    first, step = cursor.varint(), cursor.varint()
+    cursor.end()
+    network, tensors = plain(pack.manifest["network"]), pack.tensors
+    grid, hours, days = tuple(network["grid"]), tensors["hours"].tolist(), tensors["days"].tolist()
+    require(region[len(region) - len(grid) :] == grid and len(region) >= len(grid), "grid")
+    ticks = len(hours) * len(days)
+    require(first < ticks and step < ticks, "ticks")
+    modes = tensors["modes"].reshape(-1, math.prod(grid)).tolist()
+    before = region[: len(region) - len(grid)] or (1,)
+    field: list[float] = []
+    for t in range(before[0]):
+        n = (first + t * step) % ticks
+        weights = [hour * day for hour in hours[n % len(hours)] for day in days[n // len(hours)]]
+        frame = [
+            float(sum(w * mode[j] for w, mode in zip(weights, modes, strict=True))) * 2.0 ** -network["shift"]
+            for j in range(math.prod(grid))
+        ]
+        field += frame * math.prod(before[1:])
+    return field

@@ -196,6 +196,42 @@ def test_a_basis_from_files(tmp_path, capsys):
     assert all(row["with"] < 0.7 * row["without"] for row in pack.manifest["rates"])
 
 
+@pytest.mark.parametrize("calendar", ["standard", "noleap", None])
+def test_a_cycle_from_files(tmp_path, capsys, calendar):
+    if calendar == "noleap":
+        pytest.importorskip("cftime")
+    rng = np.random.default_rng(0)
+    land = rng.uniform(0, 9, (8, 10))
+    for name, hours in (("past", np.arange(0, 720, 3)), ("future", np.arange(9, 345, 3))):
+        field = (
+            280
+            + land * np.sin(2 * np.pi * hours / 24)[:, None, None]
+            + rng.normal(0, 0.4, (len(hours), 8, 10))
+        )
+        data = xr.Dataset({"t2m": (("time", "lat", "lon"), field.astype("f4"), {"units": "K"})})
+        data["other"] = data["t2m"][0]
+        if calendar:
+            units = {
+                "units": f"hours since {'2001' if name == 'past' else '2003'}-03-01",
+                "calendar": calendar,
+            }
+            data["time"] = ("time", hours, units)
+        data.to_netcdf(tmp_path / f"{name}.nc")
+    out = tmp_path / "cycle.aeszpack"
+    command = ["train", "cycle", str(tmp_path / "past.nc"), "--out", str(out), "--id", "t2m-here"]
+    command += ["--licence", "CC0-1.0", "--bound", "abs=0.25", "--validate", str(tmp_path / "future.nc")]
+    if calendar is None:
+        assert main(command) == 2 and "--per-day" in capsys.readouterr().err and not out.exists()
+        assert main([*command, "--per-day", "1441"]) == 2 and not out.exists()
+        command += ["--per-day", "8"]
+    assert main(command) == 0
+    assert "Pays for itself" in capsys.readouterr().out
+    pack = Pack.from_file(out)
+    assert pack.kind == "cycle" and pack.tensors["hours"].shape == (8, 5)
+    (rates,) = (row for row in pack.manifest["rates"] if row["data"].endswith(":t2m"))
+    assert rates["with"] < 0.7 * rates["without"]
+
+
 def test_a_forecaster_from_files(tmp_path, capsys):
     rng = np.random.default_rng(0)
     share, mean = rng.uniform(0.1, 0.8, (6, 9)), rng.normal(1e5, 500, (6, 9))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import xarray as xr
 
 from .. import pipeline
 from .._store import open_source
@@ -21,8 +22,9 @@ from ..bounds import ErrorBound
 from ..encoding import grid_of, properties_of
 from ..errors import InvalidConfigError, InvalidModelError
 from ..packs import Pack
-from ..predictors.side import Basis
+from ..predictors.side import Basis, Cycle
 from .basis import fit as fit_basis
+from .cycle import fit as fit_cycle
 from .forecaster import fit as fit_forecaster
 from .packing import write_pack
 from .points import KINDS, Samples, collect, export, fit
@@ -40,6 +42,7 @@ BOUNDS = tuple(ErrorBound("range_rel", value) for value in (1e-2, 3e-3, 1e-3))
 _LARGE, _SMALL = 5000, 800  # values of a frame: chunks of 10 frames above, of 128 below
 _BUDGET = 300_000  # values of a file that are learned from, or judged
 _FEWEST = 2000  # samples of a slot that gets a network
+_MOST_PER_DAY = 1440  # ticks of a cycle
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ def train(
     count: int = 6000,
     seed: int = 0,
     modes: int = 48,
+    per_day: int | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> TrainingReport:
     """Train a pack and write it; nothing is written before it is whole.
@@ -121,9 +125,10 @@ def train(
     Parameters
     ----------
     kind : str
-        ``basis``, ``forecaster``, or one of `aesz_codec.train.points.KINDS`.
+        ``basis``, ``cycle``, ``forecaster``, or one of `aesz_codec.train.points.KINDS`.
     sources : sequence of paths
-        NetCDF files or Zarr stores. Of the floating-point variables, those named by `variables`, or all with two axes or more.
+        NetCDF files or Zarr stores. Of the floating-point variables, those named by `variables`, or all with two axes or more;
+        for a cycle, with time and two axes.
     out : path
         The pack, ``*.aeszpack``.
     id, licence, description : str
@@ -138,17 +143,20 @@ def train(
         See `aesz_codec.train.points.fit`; `count` is the number of samples for a slot from every file and bound.
     modes : int
         Of a basis; the settings above are those of networks.
+    per_day : int, optional
+        Of a cycle: ticks of a day, 1 to 1440. By default what the times say; data without times have so many frames a day, and
+        begin with a year.
     progress : callable
         ``(what, done, total)``.
 
     Raises
     ------
     InvalidConfigError
-        If the kind or a bound is of no use, or a variable is in none of the sources.
+        If the kind or a bound is of no use, a variable is in none of the sources, or nothing says what time it is.
     InvalidModelError
         If there is nothing to learn from: only NaN, or constant.
     """
-    fields = (Basis.kind, "forecaster")  # of one variable on one grid
+    fields = (Basis.kind, Cycle.kind, "forecaster")  # of one variable on one grid
     known = (*KINDS, *fields)
     if kind not in known:
         raise InvalidConfigError.at(
@@ -169,9 +177,14 @@ def train(
     slots: dict[int, tuple[int, float, float]] = {}
     grid: str | None = None
     if kind in fields:
-        frames, variable, grid = _frames(kind, sources, variables, unseen if not validate else None, progress)
+        frames, days, variable, grid = _frames(
+            kind, sources, variables, unseen if not validate else None, progress
+        )
         if kind == Basis.kind:
             network, tensors = fit_basis(frames, modes)
+        elif kind == Cycle.kind:
+            ticks, per_day = _ticks(frames, days, per_day)
+            network, tensors = fit_cycle(frames, ticks, per_day)
         else:
             network, tensors = fit_forecaster(frames, [_tolerance(bound, frames) for bound in bounds])
         applies_to = applies_to or [variable]
@@ -229,17 +242,19 @@ def _frames(
     variables: Sequence[str],
     unseen: list[tuple[str, str, Array]] | None,
     progress: Progress,
-) -> tuple[list[Array], dict[str, Any], str | None]:
-    """Read all frames of one variable, what it is, and the hash of its grid.
+) -> tuple[list[Array], list[Array | None], dict[str, Any], str | None]:
+    """Read all frames of one variable, their days since a year began, if known, what it is, and the hash of its grid.
 
     With a list for what is not to be learned from, the last tenth of each source goes there.
     """
     frames: list[Array] = []
+    days: list[Array | None] = []
     known: dict[str, tuple[dict[str, Any], str | None]] = {}
     for number, source in enumerate(sources):
-        for name, values, about in _variables(source, variables):
+        for name, values, times, about in _variables(source, variables, 3 if kind == Cycle.kind else None):
             kept = len(values) if unseen is None else len(values) - len(values) // 10
             frames.append(values[:kept])
+            days.append(None if times is None else times[:kept])
             known.setdefault(name, about)
             if unseen is not None and kept < len(values):
                 unseen.append((str(source), name, np.array(values[kept : kept + 128], np.float32)))
@@ -255,7 +270,52 @@ def _frames(
     ((name, (properties, grid)),) = known.items()
     variable = {"short_name": str(properties.get("GRIB_shortName", name))}
     variable |= {key: str(properties[key]) for key in ("standard_name", "units") if properties.get(key)}
-    return frames, variable, grid
+    return frames, days, variable, grid
+
+
+def _ticks(
+    frames: Sequence[Array], days: Sequence[Array | None], per_day: int | None
+) -> tuple[list[Array], int]:
+    """Return when frames are, in ticks since the beginning of a year, and the ticks of a day."""
+    if per_day is None:
+        steps = [np.diff(times) for times in days if times is not None and len(times) > 1]
+        if len(steps) < len(frames):
+            raise InvalidConfigError.at(
+                "time",
+                found="data without times",
+                expected="a coordinate of the first axis with units such as 'hours since 2000-01-01'",
+                remedy="say with --per-day how many frames a day has; the first one is then that of a year",
+            )
+        step = float(np.median(np.concatenate(steps)))
+        per_day = round(1 / step) if step > 0 else 0
+        if per_day < 1 and step >= 1:
+            per_day = 1
+    if not 1 <= per_day <= _MOST_PER_DAY:
+        raise InvalidConfigError.at(
+            "per_day", found=f"{per_day} ticks a day", expected=f"1 to {_MOST_PER_DAY}"
+        )
+    ticks = [
+        np.arange(len(part)) if times is None else np.rint(times * per_day).astype(np.int64)
+        for part, times in zip(frames, days, strict=True)
+    ]
+    return ticks, per_day
+
+
+def _days(coordinate: Any) -> Array | None:
+    """Return times as days since the beginning of the year of the first one; None if they are none."""
+    try:
+        decoded = xr.decode_cf(coordinate.to_dataset(name=coordinate.name), decode_timedelta=False)
+        times = decoded[coordinate.name].to_numpy()
+    except (ImportError, OverflowError, ValueError):  # no such units, or a calendar that needs cftime
+        return None
+    if times.dtype.kind == "M" and not np.isnat(times).any():
+        elapsed = times - times[0].astype("M8[Y]").astype(times.dtype)
+        return np.asarray(elapsed / np.timedelta64(1, "D"), np.float64)
+    if times.dtype == object and all(hasattr(time, "dayofyr") for time in times):  # other calendars
+        first = times[0]
+        begun = first.dayofyr - 1 + (3600 * first.hour + 60 * first.minute + first.second) / 86400
+        return np.array([begun + (time - first).total_seconds() / 86400 for time in times])
+    return None
 
 
 def _samples(
@@ -348,26 +408,29 @@ def _check_found(variables: Sequence[str], found: Iterable[str]) -> None:
 
 
 def _variables(
-    source: Source, wanted: Sequence[str]
-) -> Iterator[tuple[str, Array, tuple[dict[str, Any], str | None]]]:
-    """Read the variables of a source as frames of their last two axes, with attributes and the hash of the grid."""
+    source: Source, wanted: Sequence[str], axes: int | None = None
+) -> Iterator[tuple[str, Array, Array | None, tuple[dict[str, Any], str | None]]]:
+    """Read the variables of a source as frames of their last two axes, with times, attributes and the hash of the grid."""
     with open_source(source) as dataset:
         for name, variable in dataset.data_vars.items():
             if wanted and name not in wanted:
                 continue
             if (
                 variable.ndim >= 2
+                and axes in (None, variable.ndim)
                 and variable.dtype.kind == "f"
                 and min(variable.shape) >= 1
                 and min(variable.shape[-2:]) >= 2
             ):
                 about = properties_of(dataset, name), grid_of(dataset, name)
-                yield str(name), variable.to_numpy().reshape(-1, *variable.shape[-2:]), about
+                time = variable.dims[0]
+                times = _days(dataset[time]) if variable.ndim == 3 and time in dataset.coords else None
+                yield str(name), variable.to_numpy().reshape(-1, *variable.shape[-2:]), times, about
 
 
 def _chunks(source: Source, variables: Sequence[str]) -> Iterator[tuple[str, list[Array]]]:
     """Read chunks of some frames, evenly spread over every variable."""
-    for name, values, _ in _variables(source, variables):
+    for name, values, *_ in _variables(source, variables):
         size = values[0].size
         frames = min(10 if size > _LARGE else 48 if size > _SMALL else 128, len(values))
         number = max(1, min(len(values) // frames, -(-_BUDGET // (frames * size))))

@@ -36,7 +36,7 @@ from aesz_codec.packs import Pack
 from aesz_codec.predictors import Causal, Frames, Interpolation, Local, Predictor, Quantizer
 from aesz_codec.predictors.forecasts import LeastSquares, Motion, Nearest
 from aesz_codec.predictors.modelled import Modelled
-from aesz_codec.predictors.side import Basis
+from aesz_codec.predictors.side import Basis, Cycle
 from aesz_codec.predictors.verified import Encoded
 from aesz_codec.stream import Coder, Method, Section, Stream, Transform, Writer
 from aesz_codec.train.packing import write_pack
@@ -451,6 +451,16 @@ def _frames() -> Iterator[tuple[str, bytes]]:
         Frames(1, 2, LeastSquares()), drifting(4, 9, 10) * 8, 3.0, dtype="int16", transform=Transform.INTEGER
     )
     yield "frames_integer", integers.to_bytes()
+    data = field(5, 9, 11, noise=2).astype("f4")
+    for name, first, step, values in (
+        ("cycle", 9, 1, data),
+        ("cycle_float64", 2, 3, data.astype("f8")),
+        ("cycle_round_the_year", 11, 11, data),
+        ("cycle_one_frame", 7, 0, data[0]),
+        ("cycle_planes", 4, 1, data[:4].reshape(2, 2, 9, 11)),
+    ):
+        yield name, cycled(Interpolation(), values, first, step).to_bytes()
+    yield "cycle_and_frames", cycled(Frames(1, 2, LeastSquares()), data, 10, 1).to_bytes()
 
 
 def accepted_modelled() -> Iterator[tuple[str, bytes]]:
@@ -620,6 +630,16 @@ def sided(
     return stream
 
 
+def cycled(predictor: Predictor, data: np.ndarray, first: int, step: int) -> Stream:
+    """Return a stream of what a cycle leaves of the values."""
+    model = Pack.from_file(MODELS / "cycle.aeszpack")
+    left = data - Cycle.load(model).predict(np.array([[first, step]], np.int32), 0.0, data.shape)
+    stream = forced(predictor, left.astype(data.dtype), transform=Transform.SIDE)
+    section = Writer().raw(bytes.fromhex(model.digest)).pack("d", 0.0).varint(first).varint(step)
+    stream.sections[Section.SIDE] = section.done()
+    return stream
+
+
 class MadeUp:
     """A range coder that a decoder takes for its own: decisions are as likely as models say, integers as asked for."""
 
@@ -756,6 +776,14 @@ def models() -> Iterator[tuple[str, bytes]]:
         manifest = {"id": f"golden-basis-{axes}d", "kind": "basis", "licence": "BSD-3-Clause"}
         network = {"grid": list(grid), "mean_shift": 4, "shift": 7}
         yield f"basis_{axes}d", write_pack({**manifest, "network": network}, tensors)
+    modes = np.rint(60000 * (uniform(6, 9, 11, multiplier=69069) - 0.5)).astype(np.int32)
+    tensors = {
+        "hours": np.array([[64, 64, 0], [64, 0, 64], [64, -64, 0], [64, 0, -64]], np.int8),
+        "days": np.array([[1000, 1000], [1000, -500], [1000, -501]], np.int16),
+        "modes": modes,
+    }
+    manifest = {"id": "golden-cycle", "kind": "cycle", "licence": "BSD-3-Clause"}
+    yield "cycle", write_pack({**manifest, "network": {"grid": [9, 11], "shift": 28}}, tensors)
     near = ((0, 1, 0), (0, 1, -1), (0, 2, 3), (0, 0, 1), (0, 0, 2))
     before = ((1, 0, 0), (1, -1, 2), (1, 1, -2), (1, 127, 0), (1, 0, -128))
     old = ((3, 0, 0), (2, 0, 1), (3, -2, -1), *before)
@@ -1214,6 +1242,34 @@ def rejected_sides() -> Iterator[tuple[str, str, bytes]]:
     yield "side_of_integers", corrupt, integers.to_bytes()
 
 
+def rejected_cycles() -> Iterator[tuple[str, str, bytes]]:
+    """Yield names, the class of the error, and streams whose cycle is none."""
+    corrupt = "CorruptStreamError"
+    stream = cycled(Interpolation(), field(4, 9, 11).astype("f4"), 9, 1)
+    section = stream.sections[Section.SIDE]
+    digest, unit = section[:32], section[32:40]
+    basis = bytes.fromhex(Pack.from_file(MODELS / "basis_2d.aeszpack").digest)
+    for name, other in {
+        "cut": section[:-1],
+        "left_over": section + b"\0",
+        "beyond_the_year": digest + unit + bytes((12, 1)),
+        "step_of_a_year": digest + unit + bytes((0, 12)),
+        "huge": digest + unit + Writer().varint(1 << 40).varint(1).done(),
+        "of_a_basis": basis + section[32:],
+        "unit_minus_0": digest + struct.pack("<d", -0.0) + section[40:],
+        "with_unit": digest + struct.pack("<d", 1.0) + section[40:],
+        "with_latents": digest
+        + struct.pack("<d", 1.0)
+        + pipeline.encode(np.array([[9, 1]], np.int32), ErrorBound("abs", 0.25)),
+    }.items():
+        error = "TruncatedStreamError" if name == "with_unit" else corrupt
+        yield f"cycle_{name}", error, _with(stream, Section.SIDE, other).to_bytes()
+    yield "cycle_in_1_3", corrupt, resealed(stream.to_bytes(), 5, bytes([3]))
+    other = _with(stream, Section.SIDE, section)
+    other.shape = (4, 99)
+    yield "cycle_of_another_grid", corrupt, other.to_bytes()
+
+
 def rejected_forecasters() -> Iterator[tuple[str, str, bytes]]:
     """Yield the same for method 2."""
     corrupt = "CorruptStreamError"
@@ -1459,6 +1515,7 @@ def main() -> None:
             *rejected(),
             *rejected_models(),
             *rejected_sides(),
+            *rejected_cycles(),
             *rejected_forecasters(),
             *rejected_learned_static(),
             *rejected_frames(),

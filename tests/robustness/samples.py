@@ -14,7 +14,7 @@ from aesz_codec.bounds import ErrorBound
 from aesz_codec.packs import Pack
 from aesz_codec.predictors import Causal, Frames, Interpolation, Local, Predictor, Quantizer
 from aesz_codec.predictors.forecasts import LeastSquares, Motion
-from aesz_codec.predictors.side import Basis
+from aesz_codec.predictors.side import Basis, Cycle
 from aesz_codec.stream import Coder, Section, Stream, Writer
 from aesz_codec.train.packing import write_pack
 
@@ -86,6 +86,22 @@ def sided(array: np.ndarray, tolerance: float) -> bytes:
     return pipeline.encode(there, ErrorBound("abs", tolerance), models=[pack])
 
 
+def cycled(array: np.ndarray, tolerance: float) -> bytes:
+    """Code by a cycle that fits, as the encoder does."""
+    rng = np.random.default_rng(8)
+    tensors = {
+        "hours": np.array([[9, 9], [9, -9], [9, 0]], np.int8),
+        "days": np.array([[9, 5], [9, -5]], np.int16),
+        "modes": rng.integers(-99, 100, (4, *array.shape[1:])).astype(np.int16),
+    }
+    manifest = {"id": "cycle", "kind": "cycle", "licence": "CC0-1.0"}
+    pack = zoo.embed(
+        write_pack({**manifest, "network": {"grid": list(array.shape[1:]), "shift": 10}}, tensors)
+    )
+    there = array + Cycle.load(pack).predict(np.array([[4, 1]], np.int32), 0.0, array.shape)
+    return pipeline.encode(there.astype(array.dtype), ErrorBound("abs", tolerance), models=[pack])
+
+
 def samples() -> dict[str, bytes]:
     """Return streams that together use every method, section, transform and width."""
     rng = np.random.default_rng(3)
@@ -153,6 +169,7 @@ def samples() -> dict[str, bytes]:
     out["static-quiet"] = encode(waves(40, 60), "abs", 0.5, "fast")
     out["static-spiky"] = encode(spiky, "abs", 0.01, "fast")
     out["side"] = sided(frames, 0.05)
+    out["cycle"] = cycled(frames, 0.05)
     forecaster = Pack.from_file(Path(__file__).parent.parent / "golden" / "models" / "forecaster.aeszpack")
     for coder in (Coder.ADAPTIVE, Coder.STATIC, Coder.MIXED):
         out[f"forecast-{coder.name.lower()}"] = forced(
