@@ -58,9 +58,11 @@ def test_the_time_of_the_first_frame_and_the_step_are_found(pack, first, step):
     info = pipeline.describe(stream)
     assert (info.models, info.format_version) == ((pack.digest,), "1.5")
     found = info.parameters["first_tick"], info.parameters["ticks_a_step"]
-    assert found[1] == step and found[0] % 8 == first % 8
-    assert abs((found[0] - first + 1460) % 2920 - 1460) <= 8 * 20  # days: the year is known to some weeks
-    assert len(stream) < 0.85 * len(coded(data))
+    assert found[1] == step
+    if step < 8:  # once a day, the hour and the season are much alike
+        assert found[0] % 8 == first % 8
+        assert abs((found[0] - first + 1460) % 2920 - 1460) <= 8 * 20  # the year is known to some weeks
+    assert len(stream) < (0.85 if step < 8 else 0.95) * len(coded(data))
     assert np.abs(decoded(stream, pack).astype(float) - data).max() <= 0.25
 
 

@@ -30,7 +30,7 @@ from ..errors import CorruptStreamError, InvalidModelError
 from ..packs import Pack, plain
 from .networks import built_once
 
-__all__ = ["SIDES", "Basis", "Cycle", "Side"]
+__all__ = ["SIDES", "Basis", "Cycle", "Side", "roughness"]
 
 Latents = npt.NDArray[np.int32]
 Values = npt.NDArray[np.float64]
@@ -278,7 +278,7 @@ class Cycle:
         shape = values.shape[: values.ndim - len(self.grid)] or (1,)
         frames = values.reshape(shape[0], -1, *self.grid)
         times = np.unique(np.linspace(0, shape[0] - 1, _SEARCHED).astype(np.int64))
-        seen = _rough(frames[times].mean(axis=1), len(self.grid)).reshape(len(times), -1)
+        seen = roughness(frames[times].mean(axis=1), len(self.grid)).reshape(len(times), -1)
         known = np.isfinite(seen)
         whole = (
             known.sum(axis=1) >= _HALF * known.sum(axis=1).max()
@@ -356,11 +356,11 @@ def _cycle(pack: Pack) -> Cycle:
     if (np.outer(*widest).reshape(1, -1) @ np.abs(flat)).max() >= _EXACT:
         raise InvalidModelError.at(f"{name}: modes", found="sums from 2^53 on", expected="smaller ones")
     scale = 2.0 ** -network["shift"]
-    rough = _rough(flat.reshape(count, *grid) * scale, len(grid)).reshape(count, -1)
+    rough = roughness(flat.reshape(count, *grid) * scale, len(grid)).reshape(count, -1)
     return Cycle(pack, grid, hours.astype(np.float64), days.astype(np.float64), flat, scale, rough)
 
 
-def _rough(fields: Values, axes: int) -> Values:
+def roughness(fields: Values, axes: int) -> Values:
     """Return what points differ from the mean of their neighbors along the last two of these axes."""
     out = np.zeros_like(fields)
     for axis in range(fields.ndim - min(axes, 2), fields.ndim):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InvalidModelError
+from ..predictors.side import roughness
 from .basis import grid_of_all
 
 __all__ = ["fit"]
@@ -20,7 +21,8 @@ __all__ = ["fit"]
 _DAYS = 365  # of the table of a year
 _UNIT = 1024  # of the tables
 _LEAST_DAYS = 300  # of data that show a year
-_NOISE = 1 / 32  # step of the modes, in what is left
+_NOISE = 1 / 16  # step of the modes, in what frames that are left differ from the mean of their neighbors
+_ROUGH = 200  # frames that tell it
 _RIDGE = 1e-9
 _LARGEST = 2**31 - 1
 _MOST_SHIFT = 80
@@ -84,9 +86,11 @@ def fit(
     square = weights.T @ weights
     square[range(count), range(count)] += _RIDGE * np.trace(square) / count
     modes = np.linalg.solve(square, weights.T @ anomalies)
-    left = float(np.sqrt(np.mean((anomalies - weights @ modes) ** 2)))
+    some = slice(None, None, -(-len(values) // _ROUGH))
+    left = (anomalies[some] - weights[some] @ modes).reshape(-1, *grid)
+    rough = float(np.sqrt(np.mean(roughness(left, len(grid)) ** 2)))
     modes[0] += mean / _UNIT**2
-    finest = max(_NOISE * left, 1e-9 * float(np.abs(modes).max()) * _UNIT**2) / _UNIT**2
+    finest = max(_NOISE * rough, 1e-9 * float(np.abs(modes).max()) * _UNIT**2) / _UNIT**2
     shift = int(np.clip(-math.floor(math.log2(finest)), 0, _MOST_SHIFT))
     while shift and np.abs(modes).max() * 2.0**shift > _LARGEST:
         shift -= 1

@@ -304,7 +304,7 @@ def _ticks(
 def _days(coordinate: Any) -> Array | None:
     """Return times as days since the beginning of the year of the first one; None if they are none."""
     try:
-        decoded = xr.decode_cf(coordinate.to_dataset(name=coordinate.name), decode_timedelta=False)
+        decoded = xr.decode_cf(xr.Dataset(coords={coordinate.name: coordinate}), decode_timedelta=False)
         times = decoded[coordinate.name].to_numpy()
     except (ImportError, OverflowError, ValueError):  # no such units, or a calendar that needs cftime
         return None

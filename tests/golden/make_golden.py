@@ -1262,8 +1262,7 @@ def rejected_cycles() -> Iterator[tuple[str, str, bytes]]:
         + struct.pack("<d", 1.0)
         + pipeline.encode(np.array([[9, 1]], np.int32), ErrorBound("abs", 0.25)),
     }.items():
-        error = "TruncatedStreamError" if name == "with_unit" else corrupt
-        yield f"cycle_{name}", error, _with(stream, Section.SIDE, other).to_bytes()
+        yield f"cycle_{name}", corrupt, _with(stream, Section.SIDE, other).to_bytes()
     yield "cycle_in_1_3", corrupt, resealed(stream.to_bytes(), 5, bytes([3]))
     other = _with(stream, Section.SIDE, section)
     other.shape = (4, 99)
