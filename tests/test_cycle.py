@@ -180,6 +180,15 @@ NETWORK = {"grid": list(GRID), "shift": 5}
         (
             {**NETWORK, "grid": [1]},
             {
+                "hours": np.ones((1, 64), np.int8),
+                "days": np.ones((1, 65), np.int8),
+                "modes": np.ones((4160, 1), np.int32),
+            },
+            "ticks",
+        ),
+        (
+            {**NETWORK, "grid": [1]},
+            {
                 "hours": np.ones((64, 20), np.int8),
                 "days": np.ones((512, 20), np.int8),
                 "modes": np.ones((400, 1), np.int32),

@@ -309,7 +309,10 @@ class Cycle:
             )
         before = shape[: len(shape) - len(self.grid)] or (1,)
         ticks = (start + np.arange(before[0]) * step % self.ticks) % self.ticks
-        field = self.weights(ticks) @ self.modes
+        field = np.empty((len(ticks), self.modes.shape[1]))
+        some = max(1, _MOST_ROWS // len(self.modes))  # frames at once
+        for at in range(0, len(ticks), some):
+            np.matmul(self.weights(ticks[at : at + some]), self.modes, out=field[at : at + some])
         field *= self.scale
         return np.repeat(field, math.prod(before[1:]), axis=0).reshape(shape)
 
@@ -341,11 +344,11 @@ def _cycle(pack: Pack) -> Cycle:
                 expected="two axes of int8, uint8 or int16",
             )
     count, ticks = hours.shape[1] * days.shape[1], len(hours) * len(days)
-    if ticks > _MOST_TICKS or count * ticks > _MOST_ROWS:
+    if ticks > _MOST_TICKS or count > _MOST_MODES or count * ticks > _MOST_ROWS:
         raise InvalidModelError.at(
             f"{name}: hours, days",
             found=f"{ticks} ticks, {count} modes",
-            expected=f"at most {_MOST_TICKS}, and {_MOST_ROWS} of both multiplied",
+            expected=f"at most {_MOST_TICKS} and {_MOST_MODES}, and {_MOST_ROWS} if multiplied",
         )
     if modes.shape != (count, *grid):
         raise InvalidModelError.at(
