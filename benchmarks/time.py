@@ -381,8 +381,8 @@ def hourly(rows: Sequence[Cell]) -> Iterator[str]:
 
 
 def measure_dataset(suite: Path, options: argparse.Namespace) -> list[Cell]:
-    effort = options.efforts.split(",")[0]
-    ours = [kind(effort) for kind in (Aesz, WithoutTime, WithoutForecasts)]
+    efforts = options.efforts.split(",")
+    ours = [kind(effort) for effort in efforts for kind in (Aesz, WithoutTime, WithoutForecasts)]
     found = []
     for field in _series(suite):
         found += _cells(field.name, field, [*sz3.settings(()), *ours], options.workers)
@@ -488,7 +488,7 @@ def measure_accumulation(suite: Path, options: argparse.Namespace) -> list[Frame
             decoded = peer.decompress(peer.compress(frames, tolerance), frames.shape, frames.dtype)
             errors = np.abs(frames.astype(np.float64) - decoded.astype(np.float64)) / tolerance
             for t, frame in enumerate(errors):
-                rms, largest = float(np.sqrt((frame * frame).mean())), float(frame.max())
+                rms, largest = float(np.sqrt((frame * frame).mean()).round(6)), float(frame.max().round(6))
                 found.append(FrameErrors(peer.name, direction, t, rms, largest))
     return found
 
@@ -875,9 +875,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--suite", help="suite.json or its folder (default: the variable AESZ_DATA)")
     parser.add_argument("--parts", default=",".join(PARTS), help="some of them; the others are read again")
-    parser.add_argument(
-        "--efforts", default="default,max", help="of the part hourly; dataset takes the first"
-    )
+    parser.add_argument("--efforts", default="default,max", help="of the parts hourly and dataset")
     parser.add_argument("--repeats", type=int, default=7, help="of speeds")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/time"))
