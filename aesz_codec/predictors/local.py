@@ -46,8 +46,8 @@ class Local:
     def candidates(
         cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
     ) -> Iterator[Self]:
-        """See `Predictor`: only for lines that leave something to learn from; ``default`` from 1.8 bits a value on."""
-        if effort != "fast" and (effort == "max" or rate >= 1.8) and len(shape) > 1 and min(shape[-2:]) >= 8:
+        """See `Predictor`: only for lines that leave something to learn from; ``default`` from 1.6 bits a value on."""
+        if effort != "fast" and (effort == "max" or rate >= 1.6) and len(shape) > 1 and min(shape[-2:]) >= 8:
             yield cls()
 
     def refinements(self, effort: str, rate: float) -> Iterator[Self]:
