@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +30,7 @@ from .pipeline import (
 )
 from .predictors import PREDICTORS, SIDES, Frames, Interpolation, Predictor
 from .predictors.forecasts import LeastSquares, Motion, Step, steps
+from .predictors.modelled import Modelled
 from .stream import Reader, Stream, corrupt
 
 __all__ = [
@@ -330,6 +331,9 @@ def _forecast(parsed: Stream, find_model: FindModel) -> Forecast | None:
     if parsed.method not in PREDICTORS or len(folded) < 3:
         return None
     loop = closed_loop(parsed, folded, find_model)
+    told: dict[int, Floats] = {}
+    if isinstance(loop.predictor, Modelled):
+        loop = replace(loop, predictor=replace(loop.predictor, told=told))
     values, predictor, mask = loop.decoded(), loop.predictor, loop.mask
     seen = values if mask is None else cast("Floats", np.where(mask != 0, np.nan, values))
     if isinstance(predictor, Frames):
@@ -354,6 +358,10 @@ def _forecast(parsed: Stream, find_model: FindModel) -> Forecast | None:
             gains=innovation_gains(predicted()),
             weights=_weights(predictor, loop.codes, loop.outliers, values, mask, loop.step, loop.offset),
         )
+    if isinstance(predictor, Modelled):
+        frames = seen.reshape(-1, *folded[-2:])
+        gains = innovation_gains((frames[frame], reference) for frame, reference in told.items())
+        return Forecast("one-sided", 1, "foundation model", True, {}, gains, ())
     refers = isinstance(predictor, Interpolation) and predictor.reference
     back = math.prod(folded[predictor.batch if isinstance(predictor, Interpolation) and refers else 1 : -2])
     frames = values.reshape(-1, *folded[-2:])

@@ -353,7 +353,8 @@ def _dissected(
     mode = "abs" if report.mode == "range_rel" else report.mode
     bound = ErrorBound(mode, None if exact else report.tolerance)
     parameters = dict(report.parameters or {})
-    models = {digest: find_model(digest) for digest in (*packs, *report.models)}
+    named = pipeline.describe(data).models  # packs: the report names a foundation model as well
+    models = {digest: find_model(digest) for digest in (*packs, *named)}
     tried = dissection.candidates(
         values,
         bound,

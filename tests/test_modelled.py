@@ -298,6 +298,8 @@ def test_materialised_stores(tmp_path, states, registered, layout, monkeypatch, 
     assert [(m.id, m.digest, m.chunks) for m in report.models] == [("flow", registered, 2)]
     before = xr.open_zarr(path).x.values
     assert np.abs(before - states).max() <= 0.2
+    assert main(["inspect", str(path), "--chunk", "x=1,0,0,0"]) == 0
+    assert "keyframes every 1, foundation model." in capsys.readouterr().out
 
     assert main(["materialise", str(path), str(tmp_path / "free.zarr")]) == 0
     assert registered[:12] in capsys.readouterr().out

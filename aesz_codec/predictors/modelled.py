@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
@@ -53,6 +53,8 @@ class Modelled:
     end : Encoded, Decoded, Stored or None
         Whom to ask for forecasts, in one pass; None to describe only.
     coder : Coder
+    told : dict or None
+        Collects by frame what those of a decoder refer to, where it is one.
     """
 
     batch: int
@@ -60,6 +62,7 @@ class Modelled:
     history: int
     end: Encoded | Decoded | Stored | None = None
     coder: Coder = Coder.ADAPTIVE
+    told: dict[int, Floats] | None = field(default=None, compare=False)
 
     def encode(self, data: Floats, mask: Mask, quantizer: Quantizer) -> tuple[bytes, bytes]:
         """Return the codes and the outliers; `end` knows its section afterwards."""
@@ -136,7 +139,10 @@ class Modelled:
             asked = frame
             forecast = end.predict(frame, seen)
             if forecast is not None:
-                return cast("Floats", forecast.astype(out.dtype))
+                made = cast("Floats", forecast.astype(out.dtype))
+                if self.told is not None:
+                    self.told[frame] = made
+                return made
             if frame >= self.channels:
                 return cast("Floats", frames[frame - self.channels])
             return cast("Floats", np.zeros_like(frames[0]))

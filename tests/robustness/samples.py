@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from aesz_codec import _core, pipeline, zoo
+from aesz_codec.adapters.stepping import Stepping
 from aesz_codec.bounds import ErrorBound
+from aesz_codec.coordinates import Coordinates
 from aesz_codec.packs import Pack
 from aesz_codec.predictors import Causal, Frames, Interpolation, Local, Predictor, Quantizer
 from aesz_codec.predictors.forecasts import LeastSquares, Motion
+from aesz_codec.predictors.modelled import Modelled
 from aesz_codec.predictors.side import Basis, Cycle
-from aesz_codec.stream import Coder, Section, Stream, Writer
+from aesz_codec.predictors.verified import Encoded
+from aesz_codec.stream import Coder, Method, Section, Stream, Writer
 from aesz_codec.train.packing import write_pack
 
 __all__ = ["claimed_bytes", "golden", "header_length", "repaired", "samples"]
@@ -55,6 +59,22 @@ def masked(array: np.ndarray, tolerance: float, predictor: Predictor) -> bytes:
     nan = np.full(1, np.nan, array.dtype).tobytes()
     stream.sections[Section.LABELS] = b"\1" + nan + _core.encode_labels(labels)
     return stream.to_bytes()
+
+
+def modelled(frames: np.ndarray, tolerance: float) -> bytes:
+    """Code frames with the forecasts of a foundation model, which are then put into the stream."""
+    model = Stepping(lambda state: np.float32(0.9) * state, name="less", version="1")
+    place = Coordinates(("t@850",), 0, 3600, (50.0, 0.25), (5.0, 0.25))
+    end = Encoded(
+        model, place, frames, None, tolerance, lambda a: pipeline.encode(a, ErrorBound("abs", 0.25))
+    )
+    predictor = Modelled(1, 1, 1, end)
+    quantizer = Quantizer(tolerance, 2 * tolerance * (1 - 2.0**-12), float(frames.flat[0]))
+    codes, _ = predictor.encode(frames, None, quantizer)
+    stream = Stream(frames.dtype, frames.shape, "abs", tolerance, tolerance, Method.FRAMES)
+    plan = predictor.pack(quantizer.step, quantizer.offset)
+    stream.sections = {Section.PLAN: plan, Section.CODES: codes, Section.FORECAST: end.section().pack()}
+    return pipeline.materialise(stream.to_bytes(), find_forecaster=lambda digest: model)
 
 
 def corrected(stream: bytes, positions: list[int]) -> bytes:
@@ -178,6 +198,7 @@ def samples() -> dict[str, bytes]:
     moving = np.stack([waves(20, 40, noise=0.5)[2 * t : 2 * t + 12, 3 * t : 3 * t + 18] for t in range(4)])
     out["frames-least-squares"] = forced(moving, 0.1, Frames(1, 2, LeastSquares()))
     out["frames-motion"] = forced(moving, 0.1, Frames(1, 1, Motion(), Coder.STATIC))
+    out["frames-modelled"] = modelled(moving, 0.5)
     out["frames-planes"] = forced(moving.reshape(2, 2, 12, 18), 0.1, Frames(2, 1, Motion()))
     out["corrected"] = corrected(out["plane"], [0, 17, 18, 89])
     return out
