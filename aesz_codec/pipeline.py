@@ -566,7 +566,11 @@ def _smallest(
         def beyond_side(coded: list[tuple[bytes, bytes]], candidate: Predictor) -> float:
             return _bytes(coded) - side_bytes(candidate) * len(coded)
 
-        rivals = (beyond_side(trial.coded[: len(coded)], trial.candidate) for trial in best.values())
+        rivals = (
+            beyond_side(trial.coded[: len(coded)], trial.candidate)
+            for trial in best.values()
+            if len(trial.coded) >= len(coded)
+        )
         hopeless = _HOPELESS_PART if candidate.model is None else _HOPELESS_PART_MODEL
         return beyond_side(coded, candidate) > hopeless * max(min(rivals, default=math.inf), 0.0)
 

@@ -126,7 +126,7 @@ class Frames:
         """See `Predictor`: weights of the classes of some levels, for every set, and those of the forecaster."""
         sets = 1 + min(self.distance.bit_length(), 3)
         return 20 * sets + (
-            12 * self.distance.bit_length() if isinstance(self.forecaster, LeastSquares) else 0
+            18 * self.distance.bit_length() if isinstance(self.forecaster, LeastSquares) else 0
         )
 
     def handicap(self, effort: str, rate: float, share: float) -> float:
