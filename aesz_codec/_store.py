@@ -24,7 +24,7 @@ import zarr
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
+from zarr.storage import LocalStore, ObjectStore
 
 from ._source import PATIENCE, Region, one_line, with_retries
 from ._source import open_source as open_source  # for those who look for it here
@@ -156,6 +156,11 @@ async def _sizes(store: Any, prefix: str) -> dict[str, int]:
         store.fs.invalidate_cache()
         found = await store.fs._find(root, detail=True)
         return {name.removeprefix(store.path).lstrip("/"): int(info["size"]) for name, info in found.items()}
+    if isinstance(store, ObjectStore):
+        import obstore
+
+        listed = obstore.list(store.store, prefix=prefix or None)
+        return {entry["path"]: entry["size"] async for batch in listed for entry in batch}
     keys = [key async for key in (store.list_prefix(prefix) if prefix else store.list())]
     return {key: await store.getsize(key) for key in keys}
 

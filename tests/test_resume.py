@@ -156,6 +156,26 @@ class TestResume:
             assert x.errors.sum_squared_error == pytest.approx(y.errors.sum_squared_error)
             assert (x.stored_bytes, x.histogram, x.predictors) == (y.stored_bytes, y.histogram, y.predictors)
 
+    def test_with_more_memory(self, tmp_path):
+        """The work is cut into other tasks than before: those that are not the same are done again."""
+        noise = np.random.default_rng(0).normal(size=SHAPE).astype("float32")
+        lying = {"v": {"chunksizes": (SHAPE[0], 5, 8)}}
+        xr.Dataset({"v": (DIMS, noise)}).to_netcdf(tmp_path / "in.nc", encoding=lying)
+        arguments = {"error_bound": 0.05, "chunks": {"time": 2}, "effort": "fast", "shards": None}
+
+        def stop(event):
+            if event.phase == "write" and event.done > event.total // 2:
+                raise KeyboardInterrupt
+
+        with pytest.warns(UserWarning, match="is read"), pytest.raises(KeyboardInterrupt):
+            convert(
+                tmp_path / "in.nc", tmp_path / "a.zarr", **arguments, memory_limit=300_800_000, progress=stop
+            )
+        assert len(list((tmp_path / "a.zarr.partial" / "v" / "c").iterdir())) > 10
+        convert(tmp_path / "in.nc", tmp_path / "a.zarr", **arguments, resume=True)
+        convert(tmp_path / "in.nc", tmp_path / "b.zarr", **arguments)
+        assert tree(tmp_path / "a.zarr") == tree(tmp_path / "b.zarr")
+
     def test_with_nothing_there_it_begins(self, source, expected, tmp_path):
         convert(source, tmp_path / "out.zarr", **ARGUMENTS, shards=None, resume=True)
         assert tree(tmp_path) == expected

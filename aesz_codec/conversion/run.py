@@ -249,29 +249,10 @@ def convert(
     with ExitStack() as stack:
         tell = (stack.enter_context(bars()) if progress else None) if isinstance(progress, bool) else progress
         opened = stack.enter_context(open_sources(source, on_error=on_error, storage_options=source_options))
-        dataset, packed = (
-            None if d is None else _select(d, variables) for d in (opened.decoded, opened.stored)
-        )
+        datasets = [None if d is None else _select(d, variables) for d in (opened.decoded, opened.stored)]
+        dataset, packed = datasets
         assert dataset is not None
         check_times(dataset)
-        request = {
-            "source": opened.identity(),
-            "sizes": {str(k): v for k, v in dataset.sizes.items()},
-            "bounds": {name: str(bound) for name, bound in requested.items()},
-            "variables": None if variables is None else list(variables),
-            "chunks": None if chunks is None else dict(chunks),
-            "shards": dict(shards) if isinstance(shards, Mapping) else shards,
-            "zarr_format": zarr_format,
-            "effort": effort,
-            "model": repr(model),
-            "embed_models": embed_models,
-        }
-        earlier = target.earlier(request) if resume else None
-        if earlier is None and not requested_by_name(dataset, requested, packed) and not dataset.variables:
-            raise ConversionError.at("source", found="no variables", expected="at least one")
-        engine = stack.enter_context(open_engine(scheduler, workers, client))
-        limit = engine.memory_limit if memory_limit is None else None
-        limit = limit or memory_in_bytes(memory_limit, engine.workers)
         layout: dict[str, Any] = {
             "chunks": chunks,
             "shards": shards,
@@ -279,34 +260,22 @@ def convert(
             "effort": effort,
             "model": model,
             "embed_models": embed_models,
-            "memory_limit": limit,
         }
-        ranges: dict[str, tuple[float, float]] = {}
-        dropped: dict[str, str] = {} if earlier is None else earlier.plan["dropped"]
-        if earlier is None:
-            by_name = requested_by_name(dataset, requested, packed)
-            ranged = [n for n, bound in by_name.items() if bound.mode == "range_rel" and n in dataset]
-            if ranged:  # what is wrong with the rest is found before the data are read
-                without = {n: ErrorBound("lossless") if n in ranged else b for n, b in by_name.items()}
-                plan_conversion(dataset, without, packed=packed, **{**layout, "model": None})
-            ranges, unreadable = find_ranges(dataset, ranged, engine, tell)
-            if unreadable and on_error != "skip":
-                raise next(iter(unreadable.values()))
-            dropped = {name: str(error) for name, error in unreadable.items()}
-        if dropped:
-            dataset, packed = (
-                dataset.drop_vars(dropped),
-                None if packed is None else packed.drop_vars(dropped),
-            )
-            requested = {name: bound for name, bound in requested.items() if name not in dropped}
-        plan = plan_conversion(
-            dataset,
-            requested,
-            packed=packed,
-            ranges=ranges,
-            encoding=None if earlier is None else earlier.plan["encoding"],
-            **layout,
-        )
+        request = {
+            **{key: dict(value) if isinstance(value, Mapping) else value for key, value in layout.items()},
+            "model": repr(model),
+            "source": opened.identity(),
+            "sizes": {str(k): v for k, v in dataset.sizes.items()},
+            "bounds": {name: str(bound) for name, bound in requested.items()},
+            "variables": None if variables is None else list(variables),
+        }
+        earlier = target.earlier(request) if resume else None
+        engine = stack.enter_context(open_engine(scheduler, workers, client))
+        limit = engine.memory_limit if memory_limit is None else None
+        layout["memory_limit"] = limit or memory_in_bytes(memory_limit, engine.workers)
+        plan, dropped = _planned(dataset, packed, requested, layout, earlier, engine, tell)
+        if dropped and on_error != "skip":
+            raise ConversionError(next(iter(dropped.values())))
         _warn_of_rereading(plan)
         run = _Run(plan, target, engine, {"request": request, "dropped": dropped}, on_error, tell)
         run.skipped.extend([*opened.skipped, *(Skipped(name, reason) for name, reason in dropped.items())])
@@ -447,6 +416,43 @@ def culled(block: xr.Variable, engine: Engine) -> xr.Variable:
     (optimized,) = dask.optimize(block)
     result: xr.Variable = optimized
     return result
+
+
+def _planned(
+    dataset: xr.Dataset,
+    packed: xr.Dataset | None,
+    requested: Mapping[str, ErrorBound],
+    layout: Mapping[str, Any],
+    earlier: Journal | None,
+    engine: Engine,
+    progress: Callable[[Progress], None] | None,
+) -> tuple[ConversionPlan, dict[str, str]]:
+    """Make the plan, with the decisions of an earlier run if there was one.
+
+    The plan is without the variables whose range could not be found; they come second, with the reason.
+    """
+    if earlier is not None:
+        decided = earlier.plan["encoding"]
+        dropped = dict(earlier.plan["dropped"])
+        ranges: dict[str, tuple[float, float]] = {}
+    else:
+        decided = None
+        by_name = requested_by_name(dataset, requested, packed)
+        ranged = [name for name, bound in by_name.items() if bound.mode == "range_rel" and name in dataset]
+        if ranged:  # what is wrong with the rest is found before the data are read
+            without = {n: ErrorBound("lossless") if n in ranged else b for n, b in by_name.items()}
+            plan_conversion(dataset, without, packed=packed, **{**layout, "model": None})
+        ranges, unreadable = find_ranges(dataset, ranged, engine, progress)
+        dropped = {name: str(error) for name, error in unreadable.items()}
+    if dropped:
+        dataset, packed = dataset.drop_vars(dropped), None if packed is None else packed.drop_vars(dropped)
+        requested = {name: bound for name, bound in requested.items() if name not in dropped}
+        if not requested_by_name(dataset, {**requested, ALL: ErrorBound("lossless")}, packed):
+            raise ConversionError(next(iter(dropped.values())))
+    return (
+        plan_conversion(dataset, requested, packed=packed, ranges=ranges, encoding=decided, **layout),
+        dropped,
+    )
 
 
 def _warn_of_rereading(plan: ConversionPlan) -> None:

@@ -66,8 +66,8 @@ _STORAGE_KEYS = {
 
 
 def task_id(name: str, region: Region) -> str:
-    """Name and corner: the same for every run of a plan."""
-    return f"{name}/{','.join(str(side.start) for side in region)}"
+    """Name and region: runs that cut the work differently, as with more memory, do not mistake each other's tasks."""
+    return f"{name}/{','.join(f'{side.start}:{side.stop}' for side in region)}"
 
 
 @dataclass(frozen=True)
