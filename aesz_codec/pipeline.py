@@ -75,6 +75,7 @@ _LARGEST_INTEGER = 2**53  # integers up to here are exact as float64
 _MAX_LABELS = 15
 _LEAST_PADDING = 16  # fewer values are cheaper as they are
 _HOPELESS = 1.1  # times the bytes of the best on a sample
+_HOPELESS_WITHOUT = 1.06  # likewise, without a model, where one with a model is best
 _HOPELESS_MODEL = 1.4  # likewise, with a model: what it has to learn of the data weighs more on a sample
 _WORTH_DECODING = 0.99  # bytes with a model to those without: less would not pay for the time of the networks
 _HOPELESS_PART = 1.2  # likewise, on the first part of a sample
@@ -608,14 +609,11 @@ def _smallest(
         if 8 * least < _HARDLY_ANYTHING * count:  # quiet blocks are cheaper than any decision
             finalists += [trial.candidate for trial in leaders[:1]]
     elif learned:
-        # a sample makes models look bad: the best with one and the best without are both coded, unless a model leads even there
-        others = [
-            trial
-            for trial in leaders
-            if trial.candidate.model is not None and trial.size <= _HOPELESS_MODEL * least
-        ]
-        if leaders[0].candidate.model is None:
-            finalists += [trial.candidate.final(effort) for trial in others[:1]]
+        # a sample says little of what a model learns of the data: the best with one and the best without are both coded
+        with_model = leaders[0].candidate.model is not None
+        within = _HOPELESS_WITHOUT if with_model else _HOPELESS_MODEL
+        others = [trial for trial in leaders if (trial.candidate.model is not None) != with_model]
+        finalists += [trial.candidate.final(effort) for trial in others[:1] if trial.size <= within * least]
     finalists += [candidate.final(effort) for candidate in whole]
     # a sample that is the whole need not be coded again
     done = {trial.candidate: trial.coded[0] for trial in leaders} if count == values.size else {}
