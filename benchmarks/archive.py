@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -171,7 +170,7 @@ def main() -> None:
         results["verify, 2"] = measured("verify", str(options.archive), str(store), "2")
         source, other = damaged(options.archive, store, Path(temporary))
         results["verify, damaged"] = measured("verify", str(source), str(other), "2")
-    results["machine"] = {"cores": os.cpu_count(), "load": os.getloadavg()[0], "system": platform.platform()}
+    results["machine"] = {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "archive.json").write_text(json.dumps(results, indent=1) + "\n")
     (options.output / "archive.md").write_text(table(results))
