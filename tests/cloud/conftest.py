@@ -63,6 +63,8 @@ class Server:
             f"-s3.config={self.folder / 's3.json'}",
             "-master.volumeSizeLimitMB=64",
             "-s3.iam=false",
+            "-s3.port.iceberg=0",  # none of these: their ports are fixed, and another session may have them
+            "-s3.port.lance=0",
         ]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
