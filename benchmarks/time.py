@@ -193,7 +193,7 @@ def _only(*kinds: type) -> Iterator[None]:
 class Noise:
     """White noise with the mean and the spread of the frame before: a forecaster that knows nothing."""
 
-    tag: ClassVar[int] = 255
+    tag: ClassVar[int] = 200  # of no forecaster of the format
     name: ClassVar[str] = "noise"
     every: ClassVar[bool] = False
 

@@ -353,11 +353,17 @@ def test_another_pack_than_the_stream_names():
 
 
 @pytest.mark.parametrize("shape", [(190, 190), (10, 60, 64)])
-def test_large_arrays_get_the_fast_coder(shape):
+def test_large_arrays_get_the_fast_coder_but_for_zeros(shape):
     data, pack = waves(*shape), fitted_pack()
+    found = [c for c in Interpolation.candidates(shape, "default", 0.0, [pack]) if c.model is not None]
+    assert {c.coder for c in found} == {Coder.STATIC}
+    assert {c.for_rate(2.0).coder for c in found} == {Coder.STATIC}
+    assert {c.for_rate(0.1).coder for c in found} == {Coder.ADAPTIVE}
+    small = Interpolation.candidates((20, 30), "default", 0.0, [pack])
+    assert {c.coder for c in small if c.model is not None} == {Coder.ADAPTIVE}
     stream = coded(data, pack, "default")
     info = pipeline.describe(stream)
-    assert (info.format_version, info.parameters["coder"], info.models) == ("1.5", "static", (pack.digest,))
+    assert (info.parameters["coder"], info.models) == ("adaptive", (pack.digest,))  # nearly all zeros
     assert abs(pipeline.decode(stream, find_model=finder(pack)) - data).max() <= 0.5
     assert len(stream) <= 1.001 * len(coded(data, None, "default"))
     assert pipeline.describe(coded(data, pack, "max")).parameters["coder"] == "mixed"

@@ -19,7 +19,7 @@ import runpy
 import struct
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -1457,22 +1457,23 @@ def expectation(stream: bytes, reference: ModuleType) -> dict[str, Any]:
     return {"dtype": decoded.dtype.name, "shape": list(decoded.shape), "sha256": digest(decoded)}
 
 
-def write(folder: Path, entries: dict[str, tuple[bytes, Any]], force: bool) -> None:
-    """Write streams and the index of a folder; without `force` what is there stays."""
+def write(folder: Path, streams: dict[str, bytes], force: bool, expected: Callable[[bytes], Any]) -> None:
+    """Write streams, and the index of what is `expected` of them; without `force` what is there stays."""
     folder.mkdir(exist_ok=True)
     path = folder / "index.json"
     index = json.loads(path.read_text()) if path.exists() and not force else {}
     if force:
         for stale in folder.glob("*.aesz"):
             stale.unlink()
-    new = [name for name in entries if name not in index]
+    new = [name for name in streams if name not in index]
     for name in new:
-        stream, index[name] = entries[name]
+        stream = streams[name]
+        index[name] = expected(stream)
         if len(stream) > LARGEST:
             raise SystemExit(f"{name}: {len(stream)} bytes, more than {LARGEST}")
         (folder / f"{name}.aesz").write_bytes(stream)
     path.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
-    print(f"{folder.name}: {len(new)} written, {len(entries) - len(new)} left as they were")
+    print(f"{folder.name}: {len(new)} written, {len(streams) - len(new)} left as they were")
 
 
 def write_models(force: bool) -> None:
@@ -1506,10 +1507,10 @@ def main() -> None:
     reference = reference_decoder()
     write_models("models" in forced_folders)
     for version, streams in versions.items():
-        good = {name: (stream, expectation(stream, reference)) for name, stream in streams()}
-        write(HERE / version, good, version in forced_folders)
+        expected = functools.partial(expectation, reference=reference)
+        write(HERE / version, dict(streams()), version in forced_folders, expected)
     bad = {
-        name: (stream, error)
+        name: (error, stream)
         for name, error, stream in (
             *rejected(),
             *rejected_models(),
@@ -1521,7 +1522,13 @@ def main() -> None:
             *rejected_modelled(),
         )
     }
-    write(HERE / "reject", bad, "reject" in forced_folders)
+    error_of = {stream: error for error, stream in bad.values()}
+    write(
+        HERE / "reject",
+        {name: stream for name, (_, stream) in bad.items()},
+        "reject" in forced_folders,
+        error_of.__getitem__,
+    )
 
 
 if __name__ == "__main__":
