@@ -611,7 +611,7 @@ def _run_convert(options: argparse.Namespace) -> int:
     if summary.resumed:
         console.print(f"Tasks that were done before: {summary.resumed}")
     if options.report:
-        console.print(f"Report: {options.report}")
+        console.print(f"Report: {options.report}", soft_wrap=True)
     return 1 if summary.skipped else 0
 
 

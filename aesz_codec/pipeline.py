@@ -598,9 +598,14 @@ def _smallest(
     leaders = sorted(best.values(), key=lambda trial: trial.size)
     first = leaders if effort == "max" else leaders[:1]
     for leader in (*first, *(trial for trial in leaders[len(first) :] if trial.candidate.model is not None)):
-        for candidate in leader.candidate.refinements(effort, 8 * _bytes(leader.coded) / count):
-            if candidate not in tried:
-                attempt(candidate)
+        alike = leader.candidate.method, leader.candidate.model is not None
+        for _ in range(1 if effort == "max" else 2):  # what a refinement is better by has refinements of its own
+            refined = best[alike]
+            for candidate in refined.candidate.refinements(effort, 8 * _bytes(refined.coded) / count):
+                if candidate not in tried:
+                    attempt(candidate)
+            if best[alike] is refined:
+                break
     leaders = sorted(best.values(), key=lambda trial: trial.size)
     least = leaders[0].size if leaders else 0.0
     finalists = [trial.candidate.final(effort) for trial in leaders[:1]]

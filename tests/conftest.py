@@ -14,6 +14,7 @@ settings.register_profile("ci", max_examples=125, deadline=None, derandomize=Tru
 settings.register_profile("nightly", max_examples=5000, deadline=None, print_blob=True)
 settings.load_profile("ci")
 
+os.environ["COLUMNS"] = "160"  # lines of tables would break where the terminal ends
 os.environ["AESZ_ZOO"] = ""  # what `encoding_for` writes would depend on the packs in your own folder
 
 

@@ -118,7 +118,6 @@ class Frames:
         yield replace(self, forecaster=Nearest())
         if effort == "default" and self.model is None:
             yield replace(self, coder=Coder.STATIC)
-            yield replace(self, coder=Coder.STATIC, forecaster=LeastSquares())
         if effort == "default" and self.model is not None and self.coder is Coder.STATIC and rate < QUIET:
             yield replace(self, coder=Coder.ADAPTIVE)
 
@@ -252,7 +251,10 @@ class _Fitting:
         self._quantizer = quantizer
         self._kept: dict[int, Floats] = {}
         self._steps = steps(data.shape[0], choice.distance)
-        self._enough = min(_ENOUGH // self._frames[0].size, _MOST_EXAMPLES)
+        frames = min(
+            _ENOUGH // self._frames[0].size, len(self._frames) // 8
+        )  # an eighth: fits must not outweigh the coding
+        self._enough = max(1, min(frames, _MOST_EXAMPLES))
 
     def _quantized(self, frame: int) -> Floats:
         if frame not in self._kept:
