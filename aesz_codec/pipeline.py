@@ -599,7 +599,9 @@ def _smallest(
     first = leaders if effort == "max" else leaders[:1]
     for leader in (*first, *(trial for trial in leaders[len(first) :] if trial.candidate.model is not None)):
         alike = leader.candidate.method, leader.candidate.model is not None
-        for _ in range(1 if effort == "max" else 2):  # what a refinement is better by has refinements of its own
+        for _ in range(
+            1 if effort == "max" else 2
+        ):  # what a refinement is better by has refinements of its own
             refined = best[alike]
             for candidate in refined.candidate.refinements(effort, 8 * _bytes(refined.coded) / count):
                 if candidate not in tried:

@@ -251,10 +251,8 @@ class _Fitting:
         self._quantizer = quantizer
         self._kept: dict[int, Floats] = {}
         self._steps = steps(data.shape[0], choice.distance)
-        frames = min(
-            _ENOUGH // self._frames[0].size, len(self._frames) // 8
-        )  # an eighth: fits must not outweigh the coding
-        self._enough = max(1, min(frames, _MOST_EXAMPLES))
+        few = max(2, len(self._frames) // 8)  # an eighth: fits must not outweigh the coding
+        self._enough = max(1, min(_ENOUGH // self._frames[0].size, few, _MOST_EXAMPLES))
 
     def _quantized(self, frame: int) -> Floats:
         if frame not in self._kept:
