@@ -47,7 +47,8 @@ from .predictors import (
     load_side,
     predictor_of,
 )
-from .predictors.modelled import LEAST_LENGTH, Modelled
+from .predictors.interpolation import LEAST_LENGTH
+from .predictors.modelled import Modelled
 from .predictors.verified import Decoded, Encoded, Forecast, Stored, stored
 from .stream import BIG_ENDIAN, F_ORDERED, Coder, Method, Reader, Section, Stream, Transform, Writer, corrupt
 

@@ -284,11 +284,13 @@ def _package() -> tuple[Any, Any, str]:
         except RuntimeError as error:
             if "torchvision::" not in str(error):
                 raise
-            library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-            _declared.append(library)
+            from torch import library as operators
+
+            declared: Any = operators.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
+            _declared.append(declared)
             for name in ("nms", "qnms"):
                 with contextlib.suppress(RuntimeError):  # declared by somebody else
-                    library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                    declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
             import aurora
     except ImportError as error:
         raise ModelNotFoundError.at(

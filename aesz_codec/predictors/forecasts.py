@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import numpy as np
@@ -226,6 +226,10 @@ class LeastSquares:
     """
 
     weights: tuple[tuple[tuple[int, int], tuple[int, ...]], ...] = ()
+    _by_kind: dict[tuple[int, int], tuple[int, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_kind", dict(self.weights))
 
     tag: ClassVar[int] = 1
     name: ClassVar[str] = "least squares"
@@ -281,7 +285,7 @@ class LeastSquares:
     def predict(self, step: Step, plane: int, source: Source) -> Floats:
         """See `Forecaster`; `Nearest` where there are no weights."""
         times = step.sources
-        weights = dict(self.weights).get((step.distance, len(times)))
+        weights = self._by_kind.get((step.distance, len(times)))
         if weights is None:
             return Nearest().predict(step, plane, source)
         total = sum(weights)
@@ -333,6 +337,10 @@ class Motion:
     """
 
     vectors: tuple[tuple[tuple[int, int], bytes], ...] = ()
+    _by_frame: dict[tuple[int, int], bytes] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_frame", dict(self.vectors))
 
     tag: ClassVar[int] = 2
     name: ClassVar[str] = "motion"
@@ -351,7 +359,7 @@ class Motion:
 
     def predict(self, step: Step, plane: int, source: Source) -> Floats:
         """See `Forecaster`; `Nearest` where there are no vectors."""
-        vectors = dict(self.vectors).get((step.time, plane))
+        vectors = self._by_frame.get((step.time, plane))
         if vectors is None or step.later is not None:
             return Nearest().predict(step, plane, source)
         assert step.earlier is not None

@@ -43,7 +43,7 @@ __all__ = ["Interpolation"]
 
 # The networks of a pack: by the number of axes of a frame and whether it refers to the one before, the slots of its classes.
 _SLOTS = {(2, False): range(3), (2, True): range(3, 6), (3, False): range(6, 13)}
-_LEAST_LENGTH = 8  # of the axes of frames that have an order of their own
+LEAST_LENGTH = 8  # of the axes of frames that have an order of their own
 _SIDE_BYTES = (0.0, 8.0, 20.0, 60.0, 120.0)  # by the number of axes
 _LEAST_SAVED = 1.003  # what bytes with a model count on a sample
 NEARLY_ZERO = 0.4  # bits a value, below which the static coder costs very much
@@ -68,7 +68,7 @@ def networks_of(pack: Pack) -> tuple[_core.LearnedNets, frozenset[int]]:
 
 def can_refer(shape: tuple[int, ...]) -> bool:
     """Return whether an array has frames of two axes that are large enough to refer to others."""
-    return len(shape) > 2 and shape[0] > 0 and min(shape[-2:]) >= _LEAST_LENGTH
+    return len(shape) > 2 and shape[0] > 0 and min(shape[-2:]) >= LEAST_LENGTH
 
 
 def coder_with_model(shape: tuple[int, ...], effort: str) -> Coder:

@@ -24,15 +24,14 @@ import numpy.typing as npt
 
 from .. import _core
 from ..stream import Coder, Method, Reader, Writer, corrupt
+from .interpolation import LEAST_LENGTH
 from .verified import Decoded, Encoded, Stored
 
 if TYPE_CHECKING:
     from . import Floats, Mask, Quantizer
 
-__all__ = ["LEAST_LENGTH", "Modelled"]
+__all__ = ["Modelled"]
 
-LEAST_LENGTH = 8
-"""Points along each of the axes of a frame."""
 _TAG = 255  # in the place of a forecaster's number
 _ALONE, _FORECAST, _BEFORE = 0, 1, 2  # sets of weights
 _STATES, _FRAMES = 2, 6  # that weights are fitted to

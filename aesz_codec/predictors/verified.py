@@ -30,6 +30,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -171,7 +172,7 @@ class Forecast:
         return cls(exponents, present, digest, coordinates, latents, tuple(flags), hashes, whole)
 
 
-class _Loop:
+class _Loop(ABC):
     """What encoder and decoder share: which frames are decoded, and the states that a model is asked from."""
 
     def __init__(self, model: FoundationModel, coordinates: Coordinates, shape: tuple[int, int, int]) -> None:
@@ -213,12 +214,13 @@ class _Loop:
             return None
         return _times(self._grids[channel], self._grid(channel))
 
+    @abstractmethod
     def _grid(self, channel: int) -> float:
-        raise NotImplementedError
+        """Return the distance of the integers of a channel."""
 
+    @abstractmethod
     def _forecast(self, state: int, decoded: npt.NDArray[Any]) -> dict[int, Integers]:
         """Return the integers of the channels of a state that have a forecast, rising."""
-        raise NotImplementedError
 
     def _inputs(self, state: int, decoded: npt.NDArray[Any]) -> npt.NDArray[np.float32] | None:
         """Return the states before this one, None if the decoded frames are no states."""
