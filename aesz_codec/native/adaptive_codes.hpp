@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "codes.hpp"
@@ -20,45 +21,17 @@ class AdaptiveCodes {
     static constexpr bool narrow = false;  // which of LineSums it reads
 
     // `zeros`: whether a mixed binary decision singles out zeros where they prevail.
-    AdaptiveCodes(Coder& coder, bool zeros)
-        : coder_(coder), binary_below_(zeros ? kBinaryBelow : 0), models_(std::make_unique<Models>()) {}
+    AdaptiveCodes(Coder& coder, bool zeros) : coder_(coder), zeros_(zeros), models_(std::make_unique<Models>()) {}
 
     // Writes the codes of a line, or fills them in; masked places have 0.
     void line(const CodeLine& l, int32_t* code) {
-        const uint32_t *expected = l.sums.expected.data(), *near = l.sums.near.data(), *other = l.sums.other.data();
-        const int32_t* north = l.sums.north.data();
-        Context c;
-        c.group = l.group;
-        c.learned = l.scale != nullptr;
-        uint32_t west2 = 0;
+        if (l.scale) return run<Kind::learned>(l, code);
+        near_.resize(l.sums.near.size());
         for (int64_t i = 0; i < l.count; ++i) {
-            if (l.quiet && expected[i] == 0 && (magnitude(c.west) | west2) == 0 && among_zeros(l, i)) {
-                const int quiet = l.scale ? *std::max_element(l.scale + i, l.scale + i + kQuietBlock) / 2 : 0;
-                const int zeros =
-                    quiet_block(l.group, std::min(quiet, kQuietClasses - 1), decoding ? 0 : leading_zeros(code + i));
-                std::fill_n(code + i, zeros, 0);
-                i += zeros;
-                if (zeros == kQuietBlock) {
-                    --i;
-                } else {
-                    c.scale = l.scale ? l.scale[i] : 0;
-                    c.west = remembered(code[i] = lonely(c, code[i]));
-                }
-                continue;
-            }
-            if (l.masked(i)) {
-                code[i] = 0;
-                continue;
-            }
-            c.expected = expected[i] + l.west_weight * magnitude(c.west) + west2;
-            c.near = near[i];
-            c.other = other[i];
-            c.north = north[i];
-            if (l.scale) c.scale = l.scale[i];
-            c.west2 = west2;
-            west2 = magnitude(c.west);
-            c.west = remembered(code[i] = one(c, code[i]));
+            const std::size_t k = static_cast<std::size_t>(i);
+            near_[k] = static_cast<uint8_t>(scale_class(l.sums.near[k]));
         }
+        return zeros_ ? run<Kind::zeros>(l, code) : run<Kind::plain>(l, code);
     }
 
     // Signed integers of side information.
@@ -68,15 +41,58 @@ class AdaptiveCodes {
     static constexpr int kQuietBits = 3, kQuietBlock = 1 << kQuietBits,
                          kQuietClasses = 16;  // codes among zeros are coded so many at a time
 
+    enum class Kind { plain, zeros, learned };
+
     // What is known of a value before it is coded.
     struct Context {
-        uint32_t expected = 0, near = 0, other = 0;  // as in LineSums
-        int32_t west = 0, north = 0;                 // neighbouring codes of the same pass
+        uint32_t expected = 0, other = 0;  // as in LineSums
+        int32_t west = 0, north = 0;       // neighbouring codes of the same pass
+        uint32_t west2 = 0;                // magnitude of the one before `west`
         int group = 0;
-        bool learned = false;
+        int near = 0;   // scale class of LineSums::near
         int scale = 0;  // learned
-        uint32_t west2 = 0;
     };
+
+    // `coder_` is out of memory for the length of a line.
+    template <Kind kind>
+    void run(const CodeLine& l, int32_t* code) {
+        const uint32_t *expected = l.sums.expected.data(), *other = l.sums.other.data();
+        const int32_t* north = l.sums.north.data();
+        const uint8_t* near = near_.data();
+        Coder coder = std::move(coder_);
+        Context c;
+        c.group = l.group;
+        uint32_t west2 = 0;
+        for (int64_t i = 0; i < l.count; ++i) {
+            if (l.quiet && expected[i] == 0 && (magnitude(c.west) | west2) == 0 && among_zeros(l, i)) {
+                const int quiet = l.scale ? *std::max_element(l.scale + i, l.scale + i + kQuietBlock) / 2 : 0;
+                const int zeros =
+                    quiet_block(coder, l.group, std::min(quiet, kQuietClasses - 1), decoding ? 0 : leading_zeros(code + i));
+                std::fill_n(code + i, zeros, 0);
+                i += zeros;
+                if (zeros == kQuietBlock) {
+                    --i;
+                } else {
+                    c.scale = l.scale ? l.scale[i] : 0;
+                    c.west = remembered(code[i] = lonely<kind>(coder, c, code[i]));
+                }
+                continue;
+            }
+            if (l.masked(i)) {
+                code[i] = 0;
+                continue;
+            }
+            c.expected = expected[i] + l.west_weight * magnitude(c.west) + west2;
+            c.north = north[i];
+            if (kind != Kind::learned) c.near = near[i];
+            if (kind == Kind::zeros) c.other = other[i];
+            if (kind == Kind::learned) c.scale = l.scale[i];
+            c.west2 = west2;
+            west2 = magnitude(c.west);
+            c.west = remembered(code[i] = one<kind>(coder, c, code[i]));
+        }
+        coder_ = std::move(coder);
+    }
 
     // Whether a block of points is coded and has no neighbour but zeros.
     static bool among_zeros(const CodeLine& l, int64_t i) {
@@ -92,43 +108,47 @@ class AdaptiveCodes {
         return n;
     }
 
-    int32_t one(const Context& c, int32_t value) {
+    template <Kind kind>
+    AESZ_INLINE int32_t one(Coder& coder, const Context& c, int32_t value) {
+        constexpr bool learned = kind == Kind::learned;
         Models& m = *models_;
         const int seen = scale_class(c.expected);
         const int both = c.scale + (c.expected ? seen + kLearnedFiner : std::min(c.scale, 12));
-        const int scale = c.learned ? both / 2 : seen;
-        const int near = c.learned ? scale_class(12 * magnitude(c.west) + 4 * c.west2) + kLearnedFiner : scale_class(c.near);
+        const int scale = learned ? both / 2 : seen;
+        const int near = learned ? scale_class(12 * magnitude(c.west) + 4 * c.west2) + kLearnedFiner : c.near;
         // sums of comparisons: the outcomes are too random to branch on
         const int relative = (near >= scale) + (near > scale + 2) + (near + 2 >= scale);
         const int32_t sign = 16 * (2 * c.west + c.north), expected = static_cast<int32_t>(c.expected);
         const int bias = 2 + (sign > 0) + (sign > expected) - (sign < 0) - (sign < -expected);
         const int variant = relative * 5 + bias;
-        if (c.learned) return symbol(m.learned[scale], m.learned_child[c.group][scale][variant], scale - kLearnedFiner, value);
-        if (scale >= binary_below_) return symbol(m.any[scale], m.any_child[c.group][scale][variant], scale, value);
+        if (learned)
+            return symbol(coder, m.learned[scale], m.learned_child[c.group][scale][variant], scale - kLearnedFiner, value);
+        if (kind == Kind::plain || scale >= kBinaryBelow)
+            return symbol(coder, m.any[scale], m.any_child[c.group][scale][variant], scale, value);
 
         const int n = std::min(near / 2, 15), o = std::min(scale_class(c.other) / 2, 15);
         const int w = static_cast<int>(std::min(magnitude(c.west), 3u) * 4 + std::min(magnitude(c.north), 3u));
         Bit* const zero[4] = {&m.zero_scale[c.group][scale], &m.zero_near[c.group][n * 16 + w], &m.zero_other[o * 16 + n][scale],
                               &m.zero_same[c.group][w * kBinaryBelow + scale]};
-        if (!code_mixed<4>(coder_, zero, m.zero_mixer[c.group], value != 0)) return 0;
-        return symbol(m.nonzero[scale], m.nonzero_child[c.group][scale][variant], scale, value);
+        if (!code_mixed<4>(coder, zero, m.zero_mixer[c.group], value != 0)) return 0;
+        return symbol(coder, m.nonzero[scale], m.nonzero_child[c.group][scale][variant], scale, value);
     }
 
     // How many codes of a block among zeros are 0 before the first that is not: 0 to kQuietBlock.
-    int quiet_block(int group, int quiet, int zeros) {
+    int quiet_block(Coder& coder, int group, int quiet, int zeros) {
         Models& m = *models_;
-        if (code_bit(coder_, m.quiet[group][quiet], zeros == kQuietBlock)) return kQuietBlock;
+        if (code_bit(coder, m.quiet[group][quiet], zeros == kQuietBlock)) return kQuietBlock;
         int node = 1;
-        for (int bit = kQuietBits - 1; bit >= 0; --bit)
-            node = 2 * node + code_bit(coder_, m.first[group][node], zeros >> bit & 1);
+        for (int bit = kQuietBits - 1; bit >= 0; --bit) node = 2 * node + code_bit(coder, m.first[group][node], zeros >> bit & 1);
         return node - kQuietBlock;
     }
 
     // A code that is known not to be 0 although all around it are.
-    int32_t lonely(const Context& c, int32_t value) {
-        const int group = c.group;
-        if (c.learned) return symbol(models_->nonzero[0], models_->lonely_child[group][c.scale], 0, value);
-        return symbol(models_->nonzero[0], models_->nonzero_child[group][0][kLonely], 0, value);
+    template <Kind kind>
+    int32_t lonely(Coder& coder, const Context& c, int32_t value) {
+        const bool learned = kind == Kind::learned;
+        uint16_t& slot = learned ? models_->lonely_child[c.group][c.scale] : models_->nonzero_child[c.group][0][kLonely];
+        return symbol(coder, models_->nonzero[0], slot, 0, value);
     }
 
     static constexpr int kBinaryBelow = 8;
@@ -146,7 +166,7 @@ class AdaptiveCodes {
         }
     };
 
-    int32_t symbol(Parent& parent, uint16_t& slot, int scale, int32_t value) {
+    AESZ_INLINE int32_t symbol(Coder& coder, Parent& parent, uint16_t& slot, int scale, int32_t value) {
         Models& m = *models_;
         const int shift = shift_of(scale);
         if (slot == 0) {
@@ -157,18 +177,18 @@ class AdaptiveCodes {
         const bool outlier = value == kOutlier;
         int64_t high = value >> shift;  // a damaged stream may say more than 32 bits hold
         int token = outlier ? 0 : static_cast<int>(std::clamp<int64_t>(high, -16, 15)) + 16;
-        token = coder_.symbol(token, child);
+        token = coder.symbol(token, child);
         parent.now.add(token, parent.law);
         child.add(token, parent.now);
         if (token == 0) {
-            if (code_bit(coder_, m.outlier, outlier)) return kOutlier;
-            high = -16 - static_cast<int64_t>(code_golomb(coder_, m.beyond, static_cast<uint32_t>(-16 - high)));
+            if (code_bit(coder, m.outlier, outlier)) return kOutlier;
+            high = -16 - static_cast<int64_t>(code_golomb(coder, m.beyond, static_cast<uint32_t>(-16 - high)));
         } else if (token == 31) {
-            high = 15 + static_cast<int64_t>(code_golomb(coder_, m.beyond, static_cast<uint32_t>(high - 15)));
+            high = 15 + static_cast<int64_t>(code_golomb(coder, m.beyond, static_cast<uint32_t>(high - 15)));
         } else {
             high = token - 16;
         }
-        const uint32_t low = shift ? coder_.raw(static_cast<uint32_t>(value) & ((1u << shift) - 1), shift) : 0;
+        const uint32_t low = shift ? coder.raw(static_cast<uint32_t>(value) & ((1u << shift) - 1), shift) : 0;
         const int64_t result = high * (1 << shift) + low;
         return static_cast<int32_t>(std::clamp<int64_t>(result, -kLargestCode, kLargestCode));
     }
@@ -232,8 +252,9 @@ class AdaptiveCodes {
     };
 
     Coder& coder_;
-    int binary_below_;
+    bool zeros_;
     std::unique_ptr<Models> models_;
+    std::vector<uint8_t> near_;
 };
 
 }  // namespace aesz

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -20,10 +21,21 @@ inline int16_t remembered(int32_t code, int32_t clip = kClip) {
 
 // Logarithmic class of an expected magnitude in 1/16: four classes an octave.
 constexpr int kClasses = 64;
-inline int scale_class(uint32_t expected16) {
-    const uint32_t v = expected16 + 4;
-    const int e = highest_bit(v);
-    return std::min(4 * (e - 2) + static_cast<int>(v >> (e - 2) & 3), kClasses - 1);
+struct ScaleClasses {
+    static int of(uint32_t expected16) {
+        const uint32_t v = expected16 + 4;
+        const int e = highest_bit(v);
+        return std::min(4 * (e - 2) + static_cast<int>(v >> (e - 2) & 3), kClasses - 1);
+    }
+    std::array<uint8_t, 4096> small;
+    ScaleClasses() {
+        for (uint32_t x = 0; x < small.size(); ++x) small[x] = static_cast<uint8_t>(of(x));
+    }
+};
+inline const ScaleClasses kScaleClasses;
+AESZ_INLINE int scale_class(uint32_t expected16) {
+    if (AESZ_UNLIKELY(expected16 >= kScaleClasses.small.size())) return ScaleClasses::of(expected16);
+    return kScaleClasses.small[expected16];
 }
 
 // Classes that a network gives: four an octave as well, but from magnitudes in 1/256 on.

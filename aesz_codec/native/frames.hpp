@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "kernels.hpp"
+#include "least_squares.hpp"
 #include "portable.hpp"
 
 namespace aesz {
@@ -24,31 +26,102 @@ struct FrameTap {
     double weight;
 };
 
-// Adds weight x (value `columns` ahead, the nearest one beyond the ends) to a line.
-template <class T>
-inline void add_shifted(const T* line, int64_t width, int64_t columns, double weight, double* AESZ_RESTRICT sum) {
-    const int64_t from = std::clamp<int64_t>(-columns, 0, width), to = std::clamp<int64_t>(width - columns, from, width);
-    const double first = static_cast<double>(line[0]), last = static_cast<double>(line[width - 1]);
-    for (int64_t i = 0; i < from; ++i) sum[i] += weight * first;
-    for (int64_t i = from; i < to; ++i) sum[i] += weight * static_cast<double>(line[i + columns]);
-    for (int64_t i = to; i < width; ++i) sum[i] += weight * last;
-}
-
-// The sum of the products, in their order; lines beyond the ends are the nearest ones.
+// The sum of the products, in their order; points beyond the ends are the nearest ones.
 template <class T>
 inline void weighted_frames(const FrameShape& shape, const std::vector<const T*>& frames, const std::vector<FrameTap>& taps,
                             T* out) {
-    std::vector<double> sum(static_cast<std::size_t>(shape.width));
+    std::vector<double> sum(static_cast<std::size_t>(shape.width)), weight;
+    std::vector<const T*> line(taps.size()), moved(taps.size());
+    int64_t from = 0, to = shape.width;  // where no column lies beyond an end
+    for (const FrameTap& tap : taps) {
+        weight.push_back(tap.weight);
+        from = std::max(from, -tap.columns);
+        to = std::min(to, shape.width - tap.columns);
+    }
+    from = std::min(from, shape.width);
+    to = std::max(to, from);
+    const auto at_end = [&](int64_t x) {
+        double& s = sum[static_cast<std::size_t>(x)] = 0.0;
+        for (std::size_t k = 0; k < taps.size(); ++k)
+            s += weight[k] * static_cast<double>(line[k][std::clamp<int64_t>(x + taps[k].columns, 0, shape.width - 1)]);
+    };
     for (int64_t plane = 0; plane < shape.planes; ++plane)
         for (int64_t y = 0; y < shape.lines; ++y, out += shape.width) {
-            std::fill(sum.begin(), sum.end(), 0.0);
-            for (const FrameTap& tap : taps) {
-                const int64_t line = std::clamp<int64_t>(y + tap.lines, 0, shape.lines - 1);
-                add_shifted(frames[static_cast<std::size_t>(tap.frame)] + (plane * shape.lines + line) * shape.width, shape.width,
-                            tap.columns, tap.weight, sum.data());
+            for (std::size_t k = 0; k < taps.size(); ++k) {
+                const int64_t there = plane * shape.lines + std::clamp<int64_t>(y + taps[k].lines, 0, shape.lines - 1);
+                line[k] = frames[static_cast<std::size_t>(taps[k].frame)] + there * shape.width;
+                if (to > from) moved[k] = line[k] + from + taps[k].columns;
             }
+            for (int64_t x = 0; x < from; ++x) at_end(x);
+            if (to > from) weigh_lines(moved.data(), weight.data(), static_cast<int>(taps.size()), to - from, sum.data() + from);
+            for (int64_t x = to; x < shape.width; ++x) at_end(x);
             for (int64_t x = 0; x < shape.width; ++x) out[x] = static_cast<T>(sum[static_cast<std::size_t>(x)]);
         }
+}
+
+// Weights of taps that predict what interpolation inside a frame leaves: a point less what its neighbours at 1 and 3 say, along
+// the lines and across them.  Encoder only.
+//
+// Example i is frame i of `frames`, of `shape`, and as many frames of `sources` from i x (their number) on; a tap's frame counts
+// from there.  About `points` points are looked at.  Empty if there is too little to fit to, or nothing sound.
+template <class T>
+inline std::vector<double> fit_taps(const FrameShape& shape, int64_t examples, const T* frames, const T* sources, int64_t count,
+                                    const std::vector<FrameTap>& taps, int64_t points, double tolerance) {
+    constexpr int64_t kMargin = 4, kLeast = 8;  // nothing reaches beyond the margin; points that every weight needs
+    constexpr int kRounds = 2;
+    constexpr double kRidge = 1e-4;
+    const int64_t lines = shape.lines - 2 * kMargin, width = shape.width - 2 * kMargin, size = shape.lines * shape.width;
+    const std::size_t n = taps.size();
+    if (lines <= 0 || width <= 0 || n == 0 || n > kMaxWeights) return {};
+    const auto lacks = [](const T* x, int64_t stride) {
+        const auto pair = [&](int64_t d) { return static_cast<double>(x[-d * stride]) + static_cast<double>(x[d * stride]); };
+        return static_cast<double>(x[0]) - 0.5625 * pair(1) + 0.0625 * pair(3);
+    };
+    std::vector<double> sampled;  // features and target, one after the other
+    const int64_t skip = std::max<int64_t>(1, lines * width / std::max<int64_t>(points / examples + 1, 1)) | 1;
+    for (int64_t e = 0; e < examples; ++e)
+        for (int64_t i = skip / 2; i < lines * width; i += skip) {
+            const int64_t at = (i / width + kMargin) * shape.width + i % width + kMargin;
+            for (const int64_t stride : {int64_t{1}, shape.width}) {
+                const std::size_t first = sampled.size();
+                bool sound = true;
+                for (const FrameTap& tap : taps) {
+                    const T* x = sources + (e * count + tap.frame) * size + at + tap.lines * shape.width + tap.columns;
+                    sampled.push_back(lacks(x, stride));
+                    sound &= std::isfinite(sampled.back());
+                }
+                sampled.push_back(lacks(frames + e * size + at, stride));
+                if (!sound || !std::isfinite(sampled.back())) sampled.resize(first);
+            }
+        }
+    if (sampled.size() / (n + 1) < static_cast<std::size_t>(kLeast) * n) return {};
+    std::vector<double> weights(kMaxWeights);
+    const double prior[kMaxWeights] = {};
+    for (int round = 0; round < kRounds; ++round) {
+        NormalEquations equations;
+        equations.n = static_cast<int>(n);
+        double feature[kMaxWeights] = {};
+        for (std::size_t i = 0; i < sampled.size(); i += n + 1) {
+            std::copy_n(&sampled[i], n, feature);
+            double error = sampled[i + n];
+            for (std::size_t k = 0; round && k < n; ++k) error -= weights[k] * feature[k];
+            const double large = error / (2 * tolerance);  // weighs less: bytes grow with its logarithm
+            equations.add(feature, sampled[i + n], round ? 1 / (1 + large * large) : 1);
+        }
+        if (!equations.solve(prior, kRidge, weights.data())) return {};
+    }
+    weights.resize(n);
+    return weights;
+}
+
+// A frame as the quantizer might have left it, `offset` where it is masked or not finite.  Encoder only.
+template <class T>
+inline void rounded_frame(const T* frame, const uint8_t* mask, int64_t size, double step, double offset, T* out) {
+    const double inverse = 1 / step;
+    for (int64_t i = 0; i < size; ++i) {
+        const T value = static_cast<T>(std::nearbyint(static_cast<double>(frame[i]) * inverse) * step);
+        out[i] = (mask && mask[i]) || !std::isfinite(value) ? static_cast<T>(offset) : value;
+    }
 }
 
 // A frame whose blocks come from elsewhere: `vectors` are (lines, columns) ahead in halves, for blocks x blocks points each, in C

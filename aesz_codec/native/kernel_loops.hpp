@@ -101,6 +101,30 @@ AESZ_TARGET bool settle_all(const double* AESZ_RESTRICT prediction, const int32_
     return least != kOutlier;
 }
 
+// Weighted sums over lines, each product added in turn to what there is.
+template <int N, class T>
+AESZ_TARGET void add_lines(const T* const* line, const double* weight, int64_t count, bool first, double* AESZ_RESTRICT out) {
+    const T* x[N];
+    double w[N];
+    for (int k = 0; k < N; ++k) {
+        x[k] = line[k];
+        w[k] = weight[k];
+    }
+    for (int64_t i = 0; i < count; ++i) {
+        double sum = first ? 0.0 : out[i];
+        for (int k = 0; k < N; ++k) sum += w[k] * static_cast<double>(x[k][i]);
+        out[i] = sum;
+    }
+}
+
+template <class T>
+AESZ_TARGET void weigh(const T* const* line, const double* weight, int taps, int64_t count, double* out) {
+    for (int64_t i = 0; taps == 0 && i < count; ++i) out[i] = 0.0;
+    int k = 0;
+    for (; k + 5 <= taps; k += 5) add_lines<5>(line + k, weight + k, count, k == 0, out);
+    for (; k < taps; ++k) add_lines<1>(line + k, weight + k, count, k == 0, out);
+}
+
 // The causal predictor: taps on the lines before, in order.
 template <class T>
 AESZ_TARGET void add_taps(const T* line, const int64_t* offset, const double* coefficient, int taps, int64_t count,

@@ -97,6 +97,12 @@ void interleave(const U* even, const U* odd, int64_t count, U* out) {
     kAvx2 ? avx2::zip(even, odd, count, out) : portable::zip(even, odd, count, out);
 }
 
+// Sums of weight times value over lines, in their order.
+template <class T>
+void weigh_lines(const T* const* line, const double* weight, int taps, int64_t count, double* out) {
+    kAvx2 ? avx2::weigh(line, weight, taps, count, out) : portable::weigh(line, weight, taps, count, out);
+}
+
 // The causal predictor's sums over the lines before: coefficient times value, in the order of the taps.
 template <class T>
 void add_taps(const T* line, const int64_t* offset, const double* coefficient, int taps, int64_t count, double* out) {

@@ -176,13 +176,13 @@ struct alignas(64) Distribution {
     template <class Prior>
     void add(int symbol, const Prior& prior) {
         ++count[static_cast<std::size_t>(symbol)];
-        ++total;
         if (--wait == 0) rebuild(prior);
     }
 
   private:
     template <class Prior>
     AESZ_RARE void rebuild(const Prior& prior) {
+        total = static_cast<uint16_t>(total + interval);
         interval = static_cast<uint16_t>(interval * 2u < Longest ? interval * 2u : Longest);
         wait = interval;
         const uint64_t scale = (uint64_t{32768 - kSymbols} << 46) / ((total + uint64_t{kPriorCount}) << 15);

@@ -270,27 +270,53 @@ FrameShape frame_shape(const Array& frame) {
     return {shape.size / (lines * width), lines, width};
 }
 
-// `taps`: rows of (frame, lines, columns); `weights`: one a tap.
+// Rows of (frame, lines, columns), of so many frames.
+std::vector<FrameTap> taps_of(const Input<int64_t>& taps, int64_t frames, int64_t farthest) {
+    if (taps.ndim() != 2 || taps.shape(1) != 3) throw std::invalid_argument("taps are rows of three");
+    std::vector<FrameTap> found;
+    for (std::size_t k = 0; k < taps.shape(0); ++k) {
+        const int64_t* row = taps.data() + 3 * k;
+        if (row[0] < 0 || row[0] >= frames || std::abs(row[1]) > farthest || std::abs(row[2]) > farthest)
+            throw std::invalid_argument("a tap outside the frames");
+        found.push_back({row[0], row[1], row[2], 0.0});
+    }
+    return found;
+}
+
+// `weights`: one a tap.
 template <class T>
 void weigh_frames(const std::vector<Input<T>>& frames, Input<int64_t> taps, Input<double> weights, Output<T> out) {
     const FrameShape shape = frame_shape(out);
-    if (taps.ndim() != 2 || taps.shape(1) != 3 || weights.size() != taps.shape(0))
-        throw std::invalid_argument("taps are rows of three, with a weight each");
     std::vector<const T*> sources;
     for (const Input<T>& frame : frames) {
         if (frame.size() != out.size()) throw std::invalid_argument("frames of another size");
         sources.push_back(frame.data());
     }
-    std::vector<FrameTap> found;
-    for (std::size_t k = 0; k < weights.size(); ++k) {
-        const int64_t* row = taps.data() + 3 * k;
-        if (row[0] < 0 || row[0] >= static_cast<int64_t>(sources.size()) || std::abs(row[1]) > kFarthest ||
-            std::abs(row[2]) > kFarthest)
-            throw std::invalid_argument("a tap outside the frames");
-        found.push_back({row[0], row[1], row[2], weights.data()[k]});
-    }
+    std::vector<FrameTap> found = taps_of(taps, static_cast<int64_t>(sources.size()), kFarthest);
+    if (weights.size() != found.size()) throw std::invalid_argument("not one weight for every tap");
+    for (std::size_t k = 0; k < found.size(); ++k) found[k].weight = weights.data()[k];
     nb::gil_scoped_release release;
     weighted_frames(shape, sources, found, out.data());
+}
+
+// `frames`: (examples, lines, width); `sources`: (examples, sources of each, lines, width).
+template <class T>
+std::vector<double> fit_frames(Input<T> frames, Input<T> sources, Input<int64_t> taps, int64_t points, double tolerance) {
+    const Shape shape = shape_of(frames), from = shape_of(sources);
+    if (shape.n != 3 || from.n != 4 || from.dim[0] != shape.dim[0] || from.dim[2] != shape.dim[1] || from.dim[3] != shape.dim[2])
+        throw std::invalid_argument("not as many sources for every frame");
+    const std::vector<FrameTap> found = taps_of(taps, from.dim[1], 1);
+    nb::gil_scoped_release release;
+    return fit_taps(FrameShape{1, shape.dim[1], shape.dim[2]}, shape.dim[0], frames.data(), sources.data(), from.dim[1], found,
+                    points, tolerance);
+}
+
+template <class T>
+void round_frame(Input<T> frame, Mask mask, double step, double offset, Output<T> out) {
+    if (frame.size() != out.size()) throw std::invalid_argument("a frame of another size");
+    const uint8_t* const masked = pointer(mask, frame.size());
+    nb::gil_scoped_release release;
+    rounded_frame(frame.data(), masked, static_cast<int64_t>(frame.size()), step, offset, out.data());
 }
 
 // `vectors`: (planes, blocks down, blocks across, 2) in halves of a point.
@@ -678,6 +704,10 @@ void bind_floating(nb::module_& m) {
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("coder"), nb::arg("alpha16"),
           nb::arg("beta16"), nb::arg("nets").none(), nb::arg("schedule"), nb::arg("predict"));
     m.def("weigh_frames", &weigh_frames<T>, nb::arg("frames"), nb::arg("taps"), nb::arg("weights"), nb::arg("out").noconvert());
+    m.def("fit_frames", &fit_frames<T>, nb::arg("frames").noconvert(), nb::arg("sources").noconvert(), nb::arg("taps"),
+          nb::arg("points"), nb::arg("tolerance"));
+    m.def("round_frame", &round_frame<T>, nb::arg("frame").noconvert(), nb::arg("mask").none(), nb::arg("step"),
+          nb::arg("offset"), nb::arg("out").noconvert());
     m.def("move_frame", &move_frame<T>, nb::arg("frame").noconvert(), nb::arg("vectors"), nb::arg("block"),
           nb::arg("out").noconvert());
     m.def("encode_causal", &encode_causal<T>, nb::arg("data").noconvert(), nb::arg("mask").none(), nb::arg("tolerance"),

@@ -127,18 +127,9 @@ class RangeDecoder {
     uint32_t raw(uint32_t, int bits) {
         range_ >>= bits;
         const uint64_t top = (uint64_t{1} << bits) - 1;
-        uint64_t value = 0;
-        if (bits <= 4) {  // long division is faster than the processor's
-            for (int bit = bits - 1; bit >= 0; --bit) {
-                const uint64_t one = code_ >= range_ << bit;
-                code_ -= (range_ << bit) & (uint64_t{0} - one);
-                value = 2 * value + one;
-            }
-        } else {
-            value = code_ / range_;
-            if (value > top) value = top;
-            code_ -= value * range_;
-        }
+        uint64_t value = code_ / range_;
+        if (value > top) value = top;
+        code_ -= value * range_;
         normalize();
         return static_cast<uint32_t>(value);
     }

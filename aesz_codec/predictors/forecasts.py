@@ -21,7 +21,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -180,7 +180,7 @@ class Nearest:
         before = source(step.earlier)
         if step.later is None:
             return before
-        return _weighed([before, source(step.later)], _CENTRES, np.array([0.5, 0.5]))
+        return _weighed([before, source(step.later)], _CENTRES, _HALVES)
 
     def pack(self) -> bytes:
         """See `Forecaster`."""
@@ -194,14 +194,12 @@ class Nearest:
 
 
 _CENTRES = np.array([[0, 0, 0], [1, 0, 0]], np.int64)
+_HALVES = np.array([0.5, 0.5])
 _CROSS = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
+_TAPS = {n: np.array([(i, *shift) for i in range(n) for shift in _CROSS], np.int64) for n in (1, 2)}
 _UNIT = 64  # of weights, about
 _LEAST_SUM = 16
 _LARGEST = 4096
-_ROUNDS = 2
-_MARGIN = 4  # points from the edge of a frame that a fit does not look at
-_CUBIC = np.array([16, -9, -9, 1, 1]) / 16  # a point less what its neighbors at 1 and 3 say
-_RIDGE = 1e-4
 _BLOCK = 16  # points of a side of what moves together
 _VECTOR_BITS = 16.0  # about what a vector costs
 
@@ -226,18 +224,15 @@ class LeastSquares:
     """
 
     weights: tuple[tuple[tuple[int, int], tuple[int, ...]], ...] = ()
-    _by_kind: dict[tuple[int, int], tuple[int, ...]] = field(init=False, repr=False, compare=False)
+    _parts: dict[tuple[int, int], npt.NDArray[np.float64]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_by_kind", dict(self.weights))
+        parts = {kind: np.array([w / sum(weights) for w in weights]) for kind, weights in self.weights}
+        object.__setattr__(self, "_parts", parts)
 
     tag: ClassVar[int] = 1
     name: ClassVar[str] = "least squares"
     every: ClassVar[bool] = False
-
-    @staticmethod
-    def _taps(sources: int) -> npt.NDArray[np.int64]:
-        return np.array([(i, *shift) for i in range(sources) for shift in _CROSS], np.int64)
 
     def fit(self, examples: Sequence[Example], tolerance: float) -> Self:
         """See `Forecaster`: one set of weights for every distance and number of sources."""
@@ -252,28 +247,16 @@ class LeastSquares:
         return type(self)(tuple(fitted))
 
     def _fitted(self, examples: list[Example], tolerance: float) -> tuple[int, ...] | None:
-        rows, targets = [], []
-        points = min(max(sum(example.frame.size for example in examples) // 8, 250), 3000)
-        for example in examples:
-            places = _places(example.frame.shape, points // len(examples) + 1)
-            shifts = [_innovations(example.source(time), places, _CROSS) for time in example.step.sources]
-            rows.append(np.concatenate(shifts, axis=1))
-            targets.append(_innovations(example.frame, places, _CROSS[:1])[:, 0])
-        a, b = np.concatenate(rows), np.concatenate(targets)
-        sound = np.isfinite(b) & np.isfinite(a).all(axis=1)
-        a, b = a[sound], b[sound]
-        n = a.shape[1]
-        if len(b) < 8 * n:
+        frames = cast("Floats", np.stack([example.frame for example in examples]))
+        sources = cast(
+            "Floats",
+            np.stack([[example.source(time) for time in example.step.sources] for example in examples]),
+        )
+        points = min(max(frames.size // 8, 250), 3000)
+        taps = _TAPS[len(examples[0].step.sources)]
+        w = np.array(_core.fit_frames(frames, sources, taps, points, tolerance), np.float64)
+        if w.size == 0:
             return None
-        w = np.zeros(n)
-        for turn in range(_ROUNDS):  # large errors weigh less: bytes grow with their logarithm
-            error = b - np.einsum("ij,j->i", a, w)
-            weighted = a if turn == 0 else a / (1 + (error / (2 * tolerance)) ** 2)[:, None]
-            square = np.einsum("ij,ik->jk", weighted, a)  # BLAS would start threads for this little
-            trace = float(np.trace(square))
-            if not (np.isfinite(trace) and trace > 0):
-                return None
-            w = np.linalg.solve(square + np.eye(n) * (_RIDGE * trace / n), np.einsum("ij,i->j", weighted, b))
         total = float(w.sum())
         if not np.isfinite(total) or total < 0.05:  # nothing that resembles the frame
             return None
@@ -285,12 +268,10 @@ class LeastSquares:
     def predict(self, step: Step, plane: int, source: Source) -> Floats:
         """See `Forecaster`; `Nearest` where there are no weights."""
         times = step.sources
-        weights = self._by_kind.get((step.distance, len(times)))
-        if weights is None:
+        parts = self._parts.get((step.distance, len(times)))
+        if parts is None:
             return Nearest().predict(step, plane, source)
-        total = sum(weights)
-        parts = np.array([w / total for w in weights])
-        return _weighed([source(t) for t in times], self._taps(len(times)), parts)
+        return _weighed([source(t) for t in times], _TAPS[len(times)], parts)
 
     def pack(self) -> bytes:
         """See `Forecaster`."""
@@ -433,31 +414,6 @@ def _folded(value: int) -> int:
 
 def _unfolded(value: int) -> int:
     return value // 2 if value % 2 == 0 else -(value + 1) // 2
-
-
-def _places(shape: tuple[int, ...], count: int) -> npt.NDArray[np.intp]:
-    """Return about so many points inside a frame, spread evenly, as places in C order."""
-    lines, width = (max(n - 2 * _MARGIN, 0) for n in shape)
-    skip = max(1, lines * width // count) | 1
-    y, x = np.divmod(np.arange(skip // 2, lines * width, skip), max(width, 1))
-    return (y + _MARGIN) * shape[1] + x + _MARGIN
-
-
-def _innovations(
-    frame: Floats, places: npt.NDArray[np.intp], shifts: Sequence[tuple[int, int]]
-) -> npt.NDArray[np.float64]:
-    """Return what points differ from the cubic interpolation between their neighbors.
-
-    One row for every place along the lines, then one for every place across; one column for every shift (lines, columns).
-    """
-    flat, width = frame.reshape(-1), frame.shape[1]
-    parts = []
-    for stride in (1, width):
-        around = np.array([[dy * width + dx + k * stride for k in (0, -1, 1, -3, 3)] for dy, dx in shifts])
-        values = flat.take(places[:, None] + around.reshape(-1)).reshape(len(places), len(shifts), 5)
-        values = values.astype(np.float64)
-        parts.append(np.einsum("ijk,k->ij", values, _CUBIC))
-    return np.concatenate(parts)
 
 
 FORECASTERS: dict[int, type[Forecaster]] = {f.tag: f for f in (Nearest, LeastSquares, Motion)}

@@ -256,19 +256,9 @@ class _Fitting:
 
     def _quantized(self, frame: int) -> Floats:
         if frame not in self._kept:
-            with np.errstate(over="ignore", invalid="ignore"):
-                values = self._frames[frame] / self._quantizer.step
-                np.rint(values, out=values)
-                values *= self._quantizer.step
-            if self._masks is not None:
-                np.copyto(values, self._quantizer.offset, where=self._masks[frame] != 0)
-            self._kept[frame] = np.nan_to_num(
-                values,
-                copy=False,
-                nan=self._quantizer.offset,
-                posinf=self._quantizer.offset,
-                neginf=self._quantizer.offset,
-            )
+            self._kept[frame] = out = np.empty_like(self._frames[frame])
+            mask = None if self._masks is None else self._masks[frame]
+            _core.round_frame(self._frames[frame], mask, self._quantizer.step, self._quantizer.offset, out)
         return self._kept[frame]
 
     def _source(self, plane: int) -> Source:
