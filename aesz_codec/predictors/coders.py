@@ -7,7 +7,7 @@ from ..stream import Coder
 __all__ = ["handicap_of"]
 
 _LEAST_SAVED = 1.03
-_LEAST_SAVED_OF_MUCH = 1.012
+_LEAST_SAVED_OF_MUCH = 1.004
 _MUCH = 0.1
 
 
