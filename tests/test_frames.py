@@ -10,7 +10,7 @@ from aesz_codec import pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.errors import CorruptStreamError
 from aesz_codec.predictors import Frames, Interpolation, Quantizer
-from aesz_codec.predictors.forecasts import FORECASTERS, LeastSquares, Motion, Nearest, steps
+from aesz_codec.predictors.forecasts import FORECASTERS, Example, LeastSquares, Motion, Nearest, steps
 from aesz_codec.stream import Coder, Method, Reader
 
 BOUND = ErrorBound("abs", 0.02)
@@ -99,6 +99,45 @@ def test_least_squares_saves_what_the_nearest_frame_does_not():
     data = changing(24)
     nearest, fitted = (coded(Frames(1, 1, f), data)[0] for f in (Nearest(), LeastSquares()))
     assert fitted < 0.97 * nearest
+
+
+def forecast(weights, sources):
+    """The sum of ten shifted frames, points beyond an edge taken from it."""
+    around = [np.pad(frame, 1, mode="edge") for frame in sources]
+    lines, width = sources[0].shape
+    cross = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
+    views = [
+        f[1 + y : 1 + y + lines, 1 + x : 1 + x + width].astype(np.float64) for f in around for y, x in cross
+    ]
+    total = np.zeros((lines, width))
+    for weight, view in zip(weights, views, strict=True):
+        total += weight / sum(weights) * view
+    return total.astype(sources[0].dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(8, 8), (9, 33), (40, 41)])
+def test_least_squares_is_a_weighted_sum(shape, dtype):
+    sources = [smooth(*shape, seed).astype(dtype) for seed in (0, 1)]
+    weights = (30, 2, -5, 7, 1, 25, 0, 3, 4, -3)
+    chosen = LeastSquares((((1, 2), weights),))
+    (step,) = [s for s in steps(3, 2) if s.distance == 1]
+    found = chosen.predict(step, 0, lambda t: sources[t // 2])
+    np.testing.assert_array_equal(found, forecast(weights, sources))
+
+
+def test_least_squares_finds_the_weights_of_a_frame_made_by_them():
+    weights = (30, 2, -4, 6, 0, 25, 0, 3, 4, -2)
+    sources = [smooth(40, 41, seed).astype(np.float32) for seed in (0, 1)]
+    frame = forecast(weights, sources)
+    frame[3:7, 5:9] = np.nan  # what is not finite says nothing
+    (step,) = [s for s in steps(3, 2) if s.distance == 1]
+    fitted = LeastSquares().fit([Example(step, 0, frame, lambda t: sources[t // 2])], 1e-3)
+    ((kind, found),) = fitted.weights
+    assert kind == (1, 2)
+    np.testing.assert_allclose(found, weights, atol=1)
+    none = [Example(step, 0, np.full_like(frame, np.nan), lambda t: sources[t // 2])]
+    assert LeastSquares().fit(none, 1e-3).weights == ()
 
 
 def test_two_sided_order_pays_where_frames_lie_between_their_neighbors():
