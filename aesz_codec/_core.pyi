@@ -52,7 +52,7 @@ def encode_frames(
     beta16: int,
     nets: LearnedNets | None,
     schedule: npt.NDArray[np.int64],
-    predict: Callable[[int], _Floats | None],
+    predict: Callable[[int], _Floats | None] | FrameSums,
     out: _Floats,
     examples: list[tuple[int, int, _Floats | None]],
 ) -> tuple[bytes, bytes]: ...
@@ -69,8 +69,16 @@ def decode_frames(
     beta16: int,
     nets: LearnedNets | None,
     schedule: npt.NDArray[np.int64],
-    predict: Callable[[int], _Floats | None],
+    predict: Callable[[int], _Floats | None] | FrameSums,
 ) -> None: ...
+
+class FrameSums:
+    def __init__(
+        self,
+        rows: npt.NDArray[np.int64],
+        sums: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]],
+    ) -> None: ...
+
 def weigh_frames(
     frames: list[_Floats], taps: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], out: _Floats
 ) -> None: ...

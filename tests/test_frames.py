@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from aesz_codec import pipeline
+from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.errors import CorruptStreamError
 from aesz_codec.predictors import Frames, Interpolation, Quantizer
@@ -124,6 +124,42 @@ def test_least_squares_is_a_weighted_sum(shape, dtype):
     (step,) = [s for s in steps(3, 2) if s.distance == 1]
     found = chosen.predict(step, 0, lambda t: sources[t // 2])
     np.testing.assert_array_equal(found, forecast(weights, sources))
+
+
+class Told:
+    """A forecaster whose references come through Python, one by one."""
+
+    def __init__(self, forecaster):
+        self.tag, self.name, self.every = forecaster.tag, forecaster.name, forecaster.every
+        self._forecaster = forecaster
+        self.pack, self.predict = forecaster.pack, forecaster.predict
+
+    def fit(self, examples, tolerance):
+        return Told(self._forecaster.fit(examples, tolerance))
+
+
+@pytest.mark.parametrize("forecaster", [Nearest(), LeastSquares()])
+@pytest.mark.parametrize("distance", [1, 4])
+def test_the_native_core_makes_the_sums_that_predict_returns(forecaster, distance):
+    data = np.stack([changing(9, 12, 31), changing(9, 12, 31, seed=5)], axis=1)  # two planes of a time
+    data[4, 0, 3:6] = -0.0
+    quantizer = Quantizer(0.01, 0.02 * (1 - 1e-4), 0.0)
+    native = Frames(2, distance, forecaster).encode(data, None, quantizer)
+    assert native == Frames(2, distance, Told(forecaster)).encode(data, None, quantizer)
+
+
+def test_sums_of_frames_that_there_are_not_are_refused():
+    taps, weights = np.zeros((1, 3), np.int64), np.ones(1)
+    two = np.array([[0, 0, 0], [1, 0, 0]])
+    for row, sums in (
+        ((1, 0, -1), [(taps, weights)]),
+        ((0, 5, -1), [(taps, weights)]),
+        ((0, -1, 0), [(taps, weights)]),
+        ((0, 0, -1), [(two, np.ones(2))]),
+        ((0, 0, -1), [(taps, np.ones(2))]),
+    ):
+        with pytest.raises(ValueError):
+            _core.FrameSums(np.array([(-1, -1, -1), row]), sums)
 
 
 def test_least_squares_finds_the_weights_of_a_frame_made_by_them():

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
@@ -26,10 +27,14 @@ struct FrameTap {
     double weight;
 };
 
-// The sum of the products, in their order; points beyond the ends are the nearest ones.
+// The sum of the products, in their order; points beyond the ends are the nearest ones.  One frame alone is taken as it is.
 template <class T>
 inline void weighted_frames(const FrameShape& shape, const std::vector<const T*>& frames, const std::vector<FrameTap>& taps,
                             T* out) {
+    if (taps.size() == 1 && taps[0].lines == 0 && taps[0].columns == 0 && taps[0].weight == 1.0) {
+        std::copy_n(frames[static_cast<std::size_t>(taps[0].frame)], shape.planes * shape.lines * shape.width, out);
+        return;
+    }
     std::vector<double> sum(static_cast<std::size_t>(shape.width)), weight;
     std::vector<const T*> line(taps.size()), moved(taps.size());
     int64_t from = 0, to = shape.width;  // where no column lies beyond an end
@@ -58,6 +63,30 @@ inline void weighted_frames(const FrameShape& shape, const std::vector<const T*>
             for (int64_t x = 0; x < shape.width; ++x) out[x] = static_cast<T>(sum[static_cast<std::size_t>(x)]);
         }
 }
+
+// What references are made of where each is a weighted sum of decoded frames: by frame the number of the sum, or -1 if it has
+// none, and the two frames that its taps count, or -1.
+struct FrameSums {
+    struct Row {
+        int64_t sum;
+        std::array<int64_t, 2> frame;
+    };
+    std::vector<std::vector<FrameTap>> sums;
+    std::vector<Row> rows;
+
+    // The reference of a frame of a chunk; false if it has none.
+    template <class T>
+    bool predict(const FrameShape& shape, const T* chunk, int64_t frame, T* out) const {
+        const Row& row = rows[static_cast<std::size_t>(frame)];
+        if (row.sum < 0) return false;
+        const int64_t size = shape.planes * shape.lines * shape.width;
+        std::vector<const T*> source;
+        for (const int64_t from : row.frame)
+            if (from >= 0) source.push_back(chunk + from * size);
+        weighted_frames(shape, source, sums[static_cast<std::size_t>(row.sum)], out);
+        return true;
+    }
+};
 
 // Weights of taps that predict what interpolation inside a frame leaves: a point less what its neighbours at 1 and 3 say, along
 // the lines and across them.  Encoder only.

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
@@ -165,9 +166,53 @@ void take_networks(InterpolationPlan& plan, const LearnedNets* nets, int coder) 
     plan.nets = nets;
 }
 
-// A schedule as Python has it: rows of (frame, set, codes, codes) and what makes references; checked for a plan.
+// Rows of (frame, lines, columns), of so many frames.
+std::vector<FrameTap> taps_of(const Input<int64_t>& taps, int64_t frames, int64_t farthest) {
+    if (taps.ndim() != 2 || taps.shape(1) != 3) throw std::invalid_argument("taps are rows of three");
+    std::vector<FrameTap> found;
+    for (std::size_t k = 0; k < taps.shape(0); ++k) {
+        const int64_t* row = taps.data() + 3 * k;
+        if (row[0] < 0 || row[0] >= frames || std::abs(row[1]) > farthest || std::abs(row[2]) > farthest)
+            throw std::invalid_argument("a tap outside the frames");
+        found.push_back({row[0], row[1], row[2], 0.0});
+    }
+    return found;
+}
+
+// Weights of taps, as Python has them.
+std::vector<FrameTap> weighted_taps(const Input<int64_t>& taps, const Input<double>& weights, int64_t frames) {
+    std::vector<FrameTap> found = taps_of(taps, frames, kFarthest);
+    if (weights.size() != found.size()) throw std::invalid_argument("not one weight for every tap");
+    for (std::size_t k = 0; k < found.size(); ++k) found[k].weight = weights.data()[k];
+    return found;
+}
+
+// `rows`: by frame the number of its sum, or -1, and two frames, or -1; `sums`: taps and weights.
+FrameSums frame_sums(Input<int64_t> rows, const std::vector<std::pair<Input<int64_t>, Input<double>>>& sums) {
+    if (rows.ndim() != 2 || rows.shape(1) != 3) throw std::invalid_argument("rows of three");
+    FrameSums found;
+    std::vector<int64_t> sources(sums.size(), 2);  // that all rows of a sum have
+    const int64_t frames = static_cast<int64_t>(rows.shape(0));
+    for (int64_t f = 0; f < frames; ++f) {
+        const int64_t* row = rows.data() + 3 * f;
+        const bool sound = row[0] >= -1 && row[0] < static_cast<int64_t>(sums.size()) && row[1] >= -1 && row[1] < frames &&
+                           row[2] >= -1 && row[2] < frames && (row[1] >= 0 || row[2] < 0);
+        if (!sound) throw std::invalid_argument("a sum or a frame that there is not");
+        if (row[0] >= 0) {
+            int64_t& least = sources[static_cast<std::size_t>(row[0])];
+            least = std::min<int64_t>(least, (row[1] >= 0) + (row[2] >= 0));
+        }
+        found.rows.push_back({row[0], {row[1], row[2]}});
+    }
+    for (std::size_t k = 0; k < sums.size(); ++k) found.sums.push_back(weighted_taps(sums[k].first, sums[k].second, sources[k]));
+    return found;
+}
+
+// A schedule as Python has it: rows of (frame, set, codes, codes) and what makes references of the decoded `chunk`, FrameSums or
+// a callable; checked for a plan.
 template <class T>
-FrameSchedule frame_schedule(const InterpolationPlan& plan, const Input<int64_t>& rows, const nb::callable& predict) {
+FrameSchedule frame_schedule(const InterpolationPlan& plan, const Input<int64_t>& rows, const nb::object& predict,
+                             const T* chunk) {
     const std::size_t frames = static_cast<std::size_t>(plan.frames);
     if (rows.ndim() != 2 || rows.shape(0) != frames || rows.shape(1) != 4 || plan.reference)
         throw std::invalid_argument("a schedule is one row of four for every frame");
@@ -182,6 +227,15 @@ FrameSchedule frame_schedule(const InterpolationPlan& plan, const Input<int64_t>
         if (!sound) throw std::invalid_argument("a schedule that does not visit every frame once, after those that it refers to");
         seen[static_cast<std::size_t>(row[0])] = 1;
         schedule.entries.push_back({row[0], static_cast<int>(row[1]), {row[2], row[3]}});
+    }
+    if (nb::isinstance<FrameSums>(predict)) {
+        const FrameSums& sums = nb::cast<const FrameSums&>(predict);
+        if (sums.rows.size() != frames || plan.frame.n != 2) throw std::invalid_argument("sums of other frames");
+        const FrameShape shape{1, plan.frame.dim[0], plan.frame.dim[1]};
+        schedule.predict = [&sums, shape, chunk](int64_t frame, void* out) {
+            return sums.predict(shape, chunk, frame, static_cast<T*>(out));
+        };
+        return schedule;
     }
     schedule.predict = [&predict, size = static_cast<std::size_t>(plan.frame.size)](int64_t frame, void* out) {
         nb::gil_scoped_acquire acquire;
@@ -207,11 +261,12 @@ nb::tuple encode_interpolation(Input<T> data, Mask mask, double tolerance, doubl
 // `out` takes what is decoded, for `predict` to see; `examples`: (frame, set, reference or None).
 template <class T>
 nb::tuple encode_frames(Input<T> data, Mask mask, double tolerance, double step, double offset, int batch, int coder, int alpha16,
-                        int beta16, const LearnedNets* nets, Input<int64_t> rows, const nb::callable& predict, Output<T> out,
+                        int beta16, const LearnedNets* nets, Input<int64_t> rows, const nb::object& predict, Output<T> out,
                         const std::vector<std::tuple<int64_t, int, std::optional<Input<T>>>>& examples) {
     InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, false, false, alpha16, beta16});
     take_networks(plan, nets, coder);
-    FrameSchedule schedule = frame_schedule<T>(plan, rows, predict);
+    if (out.size() != data.size()) throw std::invalid_argument("an output of another size than the data");
+    FrameSchedule schedule = frame_schedule<T>(plan, rows, predict, out.data());
     for (const auto& [frame, set, values] : examples) {
         const bool sound = frame >= 0 && frame < plan.frames && set >= 0 && set < FrameSchedule::kSets &&
                            values.has_value() == (set > 0) &&
@@ -219,7 +274,6 @@ nb::tuple encode_frames(Input<T> data, Mask mask, double tolerance, double step,
         if (!sound) throw std::invalid_argument("an example that is none of the schedule's");
         schedule.examples.push_back({frame, set, values ? values->data() : nullptr});
     }
-    if (out.size() != data.size()) throw std::invalid_argument("an output of another size than the data");
     plan.schedule = &schedule;
     return encode_with<T, InterpolationCoder>(plan, coder, data, mask, tolerance, out.data());
 }
@@ -252,11 +306,10 @@ void decode_interpolation(nb::bytes codes, nb::bytes outliers, Output<T> out, Ma
 
 template <class T>
 void decode_frames(nb::bytes codes, nb::bytes outliers, Output<T> out, Mask mask, double step, double offset, int batch,
-                   int coder, int alpha16, int beta16, const LearnedNets* nets, Input<int64_t> rows,
-                   const nb::callable& predict) {
+                   int coder, int alpha16, int beta16, const LearnedNets* nets, Input<int64_t> rows, const nb::object& predict) {
     InterpolationPlan plan = interpolation_plan(out, {step, offset, batch, false, false, alpha16, beta16});
     take_networks(plan, nets, coder);
-    const FrameSchedule schedule = frame_schedule<T>(plan, rows, predict);
+    const FrameSchedule schedule = frame_schedule<T>(plan, rows, predict, out.data());
     plan.schedule = &schedule;
     decode_with<T, InterpolationCoder>(plan, coder, codes, outliers, out, mask);
 }
@@ -270,20 +323,6 @@ FrameShape frame_shape(const Array& frame) {
     return {shape.size / (lines * width), lines, width};
 }
 
-// Rows of (frame, lines, columns), of so many frames.
-std::vector<FrameTap> taps_of(const Input<int64_t>& taps, int64_t frames, int64_t farthest) {
-    if (taps.ndim() != 2 || taps.shape(1) != 3) throw std::invalid_argument("taps are rows of three");
-    std::vector<FrameTap> found;
-    for (std::size_t k = 0; k < taps.shape(0); ++k) {
-        const int64_t* row = taps.data() + 3 * k;
-        if (row[0] < 0 || row[0] >= frames || std::abs(row[1]) > farthest || std::abs(row[2]) > farthest)
-            throw std::invalid_argument("a tap outside the frames");
-        found.push_back({row[0], row[1], row[2], 0.0});
-    }
-    return found;
-}
-
-// `weights`: one a tap.
 template <class T>
 void weigh_frames(const std::vector<Input<T>>& frames, Input<int64_t> taps, Input<double> weights, Output<T> out) {
     const FrameShape shape = frame_shape(out);
@@ -292,9 +331,7 @@ void weigh_frames(const std::vector<Input<T>>& frames, Input<int64_t> taps, Inpu
         if (frame.size() != out.size()) throw std::invalid_argument("frames of another size");
         sources.push_back(frame.data());
     }
-    std::vector<FrameTap> found = taps_of(taps, static_cast<int64_t>(sources.size()), kFarthest);
-    if (weights.size() != found.size()) throw std::invalid_argument("not one weight for every tap");
-    for (std::size_t k = 0; k < found.size(); ++k) found[k].weight = weights.data()[k];
+    const std::vector<FrameTap> found = weighted_taps(taps, weights, static_cast<int64_t>(sources.size()));
     nb::gil_scoped_release release;
     weighted_frames(shape, sources, found, out.data());
 }
@@ -734,6 +771,13 @@ void bind_lossless(nb::module_& m) {
 NB_MODULE(_core, m) {
     m.doc() = "Native core of aesz_codec: prediction, quantization and entropy coding of whole chunks.";
     nb::exception<CorruptStream>(m, "CorruptDataError", PyExc_ValueError);
+    nb::class_<FrameSums>(m, "FrameSums", "References that are weighted sums of decoded frames.")
+        .def(
+            "__init__",
+            [](FrameSums* self, Input<int64_t> rows, const std::vector<std::pair<Input<int64_t>, Input<double>>>& sums) {
+                new (self) FrameSums(frame_sums(rows, sums));
+            },
+            nb::arg("rows"), nb::arg("sums"));
     bind_floating<float>(m);
     bind_floating<double>(m);
     bind_lossless<uint8_t>(m);

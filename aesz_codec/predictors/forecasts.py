@@ -21,7 +21,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self, cast
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -162,6 +162,40 @@ class Forecaster(Protocol):
         """
 
 
+class Sum(NamedTuple):
+    """A reference that is a weighted sum over decoded frames; points beyond an edge are the nearest ones.
+
+    One tap of weight 1 in its own place is the frame itself.
+
+    Attributes
+    ----------
+    times : tuple of int
+        One or two.
+    taps : (count, 3) array of int64
+        Number of the time, lines and columns ahead.
+    weights : (count,) array of float64
+    """
+
+    times: tuple[int, ...]
+    taps: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64]
+
+    def of(self, source: Source) -> Floats:
+        """Return the reference, from a callable that returns frames by time."""
+        frames = [source(time) for time in self.times]
+        out = np.empty_like(frames[0])
+        _core.weigh_frames(frames, self.taps, self.weights, out)
+        return out
+
+
+@runtime_checkable
+class Summing(Protocol):
+    """A forecaster whose references are sums, which the native core makes by itself."""
+
+    def sum(self, step: Step) -> Sum:
+        """Return the sum that `Forecaster.predict` returns for a step that refers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Nearest:
     """The nearest frame; the mean of two."""
@@ -176,11 +210,14 @@ class Nearest:
 
     def predict(self, step: Step, plane: int, source: Source) -> Floats:
         """See `Forecaster`."""
+        return self.sum(step).of(source)
+
+    def sum(self, step: Step) -> Sum:
+        """See `Summing`."""
         assert step.earlier is not None
-        before = source(step.earlier)
         if step.later is None:
-            return before
-        return _weighed([before, source(step.later)], _CENTRES, _HALVES)
+            return Sum((step.earlier,), _CENTRE, _WHOLE)
+        return Sum((step.earlier, step.later), _CENTRES, _HALVES)
 
     def pack(self) -> bytes:
         """See `Forecaster`."""
@@ -194,7 +231,8 @@ class Nearest:
 
 
 _CENTRES = np.array([[0, 0, 0], [1, 0, 0]], np.int64)
-_HALVES = np.array([0.5, 0.5])
+_CENTRE = _CENTRES[:1]
+_WHOLE, _HALVES = np.array([1.0]), np.array([0.5, 0.5])
 _CROSS = ((0, 0), (0, -1), (0, 1), (-1, 0), (1, 0))
 _TAPS = {n: np.array([(i, *shift) for i in range(n) for shift in _CROSS], np.int64) for n in (1, 2)}
 _UNIT = 64  # of weights, about
@@ -202,12 +240,6 @@ _LEAST_SUM = 16
 _LARGEST = 4096
 _BLOCK = 16  # points of a side of what moves together
 _VECTOR_BITS = 16.0  # about what a vector costs
-
-
-def _weighed(frames: list[Floats], taps: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> Floats:
-    out = np.empty_like(frames[0])
-    _core.weigh_frames(frames, taps, weights, out)
-    return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,11 +299,13 @@ class LeastSquares:
 
     def predict(self, step: Step, plane: int, source: Source) -> Floats:
         """See `Forecaster`; `Nearest` where there are no weights."""
+        return self.sum(step).of(source)
+
+    def sum(self, step: Step) -> Sum:
+        """See `Summing`."""
         times = step.sources
         parts = self._parts.get((step.distance, len(times)))
-        if parts is None:
-            return Nearest().predict(step, plane, source)
-        return _weighed([source(t) for t in times], _TAPS[len(times)], parts)
+        return Nearest().sum(step) if parts is None else Sum(times, _TAPS[len(times)], parts)
 
     def pack(self) -> bytes:
         """See `Forecaster`."""

@@ -11,6 +11,7 @@ steps are close to one another: hourly fields, daily ones of the ocean; about 70
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from .forecasts import (
     Nearest,
     Source,
     Step,
+    Summing,
     steps,
 )
 from .interpolation import NEARLY_ZERO, QUIET, can_refer, coder_with_model, learned_handicap, networks_of
@@ -182,23 +184,13 @@ class Frames:
         return self.batch, self.coder, 16, 16, None if self.model is None else networks_of(self.model)[0]
 
     def _schedule(self, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-        """Return a row for every frame in the order of coding: frame, set, the frames whose codes are contexts, or -1."""
-        planes = math.prod(shape[1 : self.batch])
-        rows = [
-            (
-                step.time * planes + plane,
-                step.set,
-                -1 if step.earlier is None else step.earlier * planes + plane,
-                -1 if step.later is None else step.later * planes + plane,
-            )
-            for step in steps(shape[0], self.distance)
-            for plane in range(planes)
-        ]
-        return np.array(rows, np.int64)
+        return schedule_of(shape[0], math.prod(shape[1 : self.batch]), self.distance)
 
     def _references(self, forecaster: Forecaster, out: Floats) -> Any:
-        """Return what the native core asks for the reference of a frame."""
+        """Return what gives the native core the references of frames: sums of those in `out`, or a callable."""
         planes = math.prod(out.shape[1 : self.batch])
+        if isinstance(forecaster, Summing):
+            return _sums(forecaster, out.shape[0], planes, self.distance)
         frames = out.reshape(-1, *out.shape[self.batch :])
         order = {step.time: step for step in steps(out.shape[0], self.distance)}
 
@@ -239,6 +231,49 @@ class Frames:
             "forecaster": self.forecaster.name,
             "coder": self.coder.name.lower(),
         }
+
+
+@functools.lru_cache(64)
+def schedule_of(times: int, planes: int, distance: int) -> npt.NDArray[np.int64]:
+    """Return a row for every frame in the order of coding: frame, set, the frames whose codes are contexts, or -1."""
+    rows = [
+        (
+            step.time * planes + plane,
+            step.set,
+            -1 if step.earlier is None else step.earlier * planes + plane,
+            -1 if step.later is None else step.later * planes + plane,
+        )
+        for step in steps(times, distance)
+        for plane in range(planes)
+    ]
+    found = np.array(rows, np.int64)
+    found.flags.writeable = False
+    return found
+
+
+def _sums(forecaster: Summing, times: int, planes: int, distance: int) -> _core.FrameSums:
+    """Return the sums that all frames refer to."""
+    numbers: dict[
+        tuple[int, int, int], int
+    ] = {}  # by identity; `sums` keeps the arrays, so that none takes another's place
+    sums: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+    rows = [(-1, -1, -1)] * (times * planes)
+    for step in steps(times, distance):
+        if step.earlier is None:
+            continue
+        found = forecaster.sum(step)
+        key = len(found.times), id(found.taps), id(found.weights)
+        if key not in numbers:
+            numbers[key] = len(sums)
+            sums.append((found.taps, found.weights))
+        first, second = found.times[0], found.times[1] if len(found.times) > 1 else None
+        for plane in range(planes):
+            rows[step.time * planes + plane] = (
+                numbers[key],
+                first * planes + plane,
+                -1 if second is None else second * planes + plane,
+            )
+    return _core.FrameSums(np.array(rows, np.int64), sums)
 
 
 class _Fitting:
