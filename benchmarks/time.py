@@ -178,7 +178,7 @@ class Forced(Aesz):
             choice = dataclasses.replace(choice, coder=Coder[self.coder.upper()])
             return choice, *choice.encode(values, mask, quantizer)
 
-        with mock.patch.object(pipeline, "_smallest", smallest):
+        with mock.patch.object(pipeline, "smallest", smallest):
             return super().compress(chunk, tolerance)
 
 

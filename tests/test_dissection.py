@@ -35,7 +35,7 @@ def coded_as(choice, values, monkeypatch, bound=TOLERANCE):
         return choice, *choice.encode(values, mask, quantizer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "_smallest", smallest)
+        patch.setattr(pipeline, "smallest", smallest)
         return pipeline.encode(values, bound)
 
 
