@@ -101,7 +101,7 @@ inline std::vector<double> fit_taps(const FrameShape& shape, int64_t examples, c
     constexpr double kRidge = 1e-4;
     const int64_t lines = shape.lines - 2 * kMargin, width = shape.width - 2 * kMargin, size = shape.lines * shape.width;
     const std::size_t n = taps.size();
-    if (lines <= 0 || width <= 0 || n == 0 || n > kMaxWeights) return {};
+    if (examples <= 0 || lines <= 0 || width <= 0 || n == 0 || n > kMaxWeights) return {};
     const auto lacks = [](const T* x, int64_t stride) {
         const auto pair = [&](int64_t d) { return static_cast<double>(x[-d * stride]) + static_cast<double>(x[d * stride]); };
         return static_cast<double>(x[0]) - 0.5625 * pair(1) + 0.0625 * pair(3);
