@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import zstandard
@@ -33,7 +34,7 @@ from aesz_codec.coordinates import Coordinates
 from aesz_codec.errors import CorruptStreamError, ModelNotFoundError
 from aesz_codec.lattice import Lattice
 from aesz_codec.packs import Pack
-from aesz_codec.predictors import Causal, Frames, Interpolation, Local, Predictor, Quantizer
+from aesz_codec.predictors import Causal, Frames, Interpolation, Local, Predictor, Quantizer, verified
 from aesz_codec.predictors.forecasts import LeastSquares, Motion, Nearest
 from aesz_codec.predictors.modelled import Modelled
 from aesz_codec.predictors.side import Basis, Cycle
@@ -483,13 +484,14 @@ def accepted_modelled() -> Iterator[tuple[str, bytes]]:
     nearly = stepping(
         1, step=lambda state: right._step(state) + off, other=lambda state: right._step(state) - off
     )
-    for name, scale in (("mended", 0.0625), ("flags", 0.5)):
-        coded = (
-            nearly
-            if name == "flags"
-            else stepping(1, step=lambda s, scale=scale: right._step(s) + scale * off)
-        )
-        yield f"modelled_{name}", modelled(coded, states).to_bytes()
+    yield "modelled_flags", modelled(nearly, states).to_bytes()
+    # a step that is no power of two, so that forecasts do not lie on ties: what differs must be among the nearest to one
+    mended = modelled(stepping(1, step=lambda state: right._step(state) + 4 * off), states, 0.3).to_bytes()
+    with mock.patch.object(verified, "_mended", wraps=verified._mended) as mending:
+        pipeline.decode(mended, find_forecaster=foundation_models.MODELS.__getitem__)
+    if not mending.called:
+        raise SystemExit("a stream whose forecasts need not be mended")
+    yield "modelled_mended", mended
     wide = modelled(stepping(1), drifting(2, 66, 70, noise=0.125).astype("f4"), 8.0)
     yield "modelled_blocks", wide.to_bytes()
     for name, stream in (
