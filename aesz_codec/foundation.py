@@ -268,9 +268,12 @@ def get(digest: str) -> FoundationModel:
     with _lock:
         if digest in _registered:
             return _registered[digest]
-    problems, last = [], None
+    problems: list[str] = []
+    others: list[str] = []
+    last = None
     for table in sorted(_tables(), key=lambda table: table.digest != digest):
-        if table.digest in (digest, None):
+        found = table.digest
+        if found in (digest, None):
             try:
                 model = table.model()
             except ModelDigestError:
@@ -281,7 +284,9 @@ def get(digest: str) -> FoundationModel:
                 continue
             if model.digest == digest:
                 return model
-    raise _not_found(f"with the digest {digest}", problems) from last
+            found = model.digest
+        others.append(f"{table.name} of {table.path} ({found})")
+    raise _not_found(f"with the digest {digest}", problems, others) from last
 
 
 def find(choice: str | FoundationModel) -> FoundationModel:
@@ -305,9 +310,11 @@ def find(choice: str | FoundationModel) -> FoundationModel:
     raise _not_found(f"with the name {choice!r}", [])
 
 
-def _not_found(what: str, problems: Sequence[str]) -> ModelNotFoundError:
+def _not_found(what: str, problems: Sequence[str], others: Sequence[str] = ()) -> ModelNotFoundError:
     places = ", ".join(map(str, _files()))
     broken = f"; could not be loaded: {'; '.join(problems)}" if problems else ""
+    if others:
+        broken += f"; of another digest, so another checkpoint, configuration or version: {', '.join(others)}"
     return ModelNotFoundError.at(
         "foundation model",
         found=f"none {what}",

@@ -471,7 +471,12 @@ def test_models_of_a_file(tmp_path, monkeypatch):
     found = foundation.get(digest)
     assert found.name == "doubling" and found is foundation.find("doubling")
     assert np.array_equal(found.step(np.ones((1, 1, 2, 2), "f4"), PLACE), np.full((1, 2, 2), 2, "f4"))
+    other = f"of another digest, so another checkpoint.*: doubling of .*foundation.toml .{digest}."
+    with pytest.raises(errors.ModelNotFoundError, match=other):
+        foundation.get("cd" * 32)
     write(digest="ab" * 32)
+    with pytest.raises(errors.ModelNotFoundError, match="foundation.toml .abab"):
+        foundation.get("cd" * 32)
     with pytest.raises(
         errors.ModelDigestError, match=rf"'doubling' of .*found digest {digest}, expected abab"
     ):
