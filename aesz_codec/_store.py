@@ -419,7 +419,7 @@ def stored_array(address: StoreAddress, name: str, array: zarr.Array[Any]) -> St
     models: tuple[ModelReference, ...] = ()
     forecaster = None
     if configuration is not None:
-        if configuration.get("forecaster") is not None:
+        if "digest" in (configuration.get("forecaster") or ()):  # else it is no foundation model
             forecaster = Reference.of(configuration["forecaster"])
         models = tuple(ModelReference.from_json(entry) for entry in configuration.get("models", ()))
         bound = ErrorBound(configuration.get("mode", "abs"), configuration.get("error_bound"))

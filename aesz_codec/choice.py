@@ -19,7 +19,8 @@ from typing import cast
 import numpy as np
 
 from .packs import Pack
-from .predictors import PREDICTORS, Floats, Interpolation, Learned, Mask, Predictor, Quantizer
+from .predictors import PREDICTORS, Floats, Frames, Interpolation, Learned, Mask, Predictor, Quantizer
+from .predictors.forecasts import Forecaster
 from .stream import Method
 
 __all__ = ["DIGEST_BYTES", "samples", "smallest"]
@@ -53,7 +54,12 @@ def _bytes(coded: list[tuple[bytes, bytes]]) -> int:
 
 
 def smallest(
-    values: Floats, mask: Mask, quantizer: Quantizer, effort: str, models: Sequence[Pack] = ()
+    values: Floats,
+    mask: Mask,
+    quantizer: Quantizer,
+    effort: str,
+    models: Sequence[Pack] = (),
+    forecasters: Sequence[type[Forecaster]] | None = None,
 ) -> tuple[Predictor, bytes, bytes]:
     """Return the candidate that codes the values in the fewest bytes, and what it coded.
 
@@ -119,7 +125,7 @@ def smallest(
     for kind in PREDICTORS.values():
         rate = 8 * min((trial.size for trial in best.values()), default=0.0) / count
         usable = [model for model in models if model.kind == kind.kind]
-        for candidate in kind.candidates(values.shape, effort, rate, usable):
+        for candidate in Frames.limited(kind.candidates(values.shape, effort, rate, usable), forecasters):
             if candidate.whole:
                 whole.append(candidate)
             elif candidate.model is None:
@@ -142,7 +148,8 @@ def smallest(
             1 if effort == "max" else 2
         ):  # what a refinement is better by has refinements of its own
             refined = best[alike]
-            for candidate in refined.candidate.refinements(effort, 8 * _bytes(refined.coded) / count):
+            rate = 8 * _bytes(refined.coded) / count
+            for candidate in Frames.limited(refined.candidate.refinements(effort, rate), forecasters):
                 if candidate not in tried:
                     attempt(candidate)
             if best[alike] is refined:

@@ -404,7 +404,11 @@ def _add_train(commands: Any) -> None:
         "for learned interpolation; a basis, a cycle or a forecaster for the grid of one variable; a block autoencoder. Needs "
         "torch (pip install 'aesz-codec[train]'); an interrupted run of 'interpolation' goes on where it was.",
     )
-    train.add_argument("kind", metavar="KIND", help="interpolation, basis, cycle, forecaster or autoencoder")
+    train.add_argument(
+        "kind",
+        metavar="KIND",
+        help="interpolation, basis, cycle, forecaster (causal weights of a grid) or autoencoder",
+    )
     train.add_argument("data", nargs="+", metavar="DATA", help="NetCDF files or Zarr stores to learn from")
     train.add_argument("--out", required=True, metavar="PACK", help="the pack to be written")
     train.add_argument("--id", required=True, help="name of the model: small letters, digits, '-', '_', '.'")

@@ -13,10 +13,12 @@ from numcodecs.abc import Codec
 from . import pipeline, zoo
 from .bounds import ErrorBound
 from .coordinates import Coordinates
-from .errors import InvalidConfigError, UnsupportedDtypeError
+from .errors import InvalidConfigError, ModelNotFoundError, UnsupportedDtypeError
 from .foundation import Forecasting, FoundationModel, Reference
 from .models import ModelChoice, ModelReference, references
 from .packs import Pack
+from .predictors import external
+from .predictors.forecasts import Forecaster
 
 __all__ = ["AESZ", "CodecConfig"]
 
@@ -43,9 +45,12 @@ class CodecConfig:
     embed_models : bool
         A pack that does not come with this package is put into the configuration (up to 512 kB), so that who reads the data
         needs nothing else.  False refuses that: only id and digest are written, and the pack must be installed.
-    forecaster : FoundationModel, str or None
-        A foundation model that may forecast the states of an array, or its digest or name; every chunk that uses it is
-        unreadable without it (``docs/foundation-models.md``).  Needs `coordinates`.
+    forecaster : str, Forecaster class, FoundationModel or None
+        What the frames of a chunk may refer to, where that saves bytes (``fast`` has none). None: what the effort tries.
+        ``"none"``: nothing; ``"nearest"``, ``"least-squares"``, ``"motion"``: this alone (``docs/time.md``).
+        ``"package:forecaster"``, or its class: one of another package; every chunk that uses it is unreadable without that
+        package. A foundation model, its digest or name: it may forecast the states of an array, and every chunk that uses it
+        is unreadable without it (``docs/foundation-models.md``); needs `coordinates`.
     coordinates : Coordinates, mapping of its JSON values, or None
         Of the first state of an array (of a chunk, if the codec is used directly).
 
@@ -56,8 +61,8 @@ class CodecConfig:
     InvalidConfigError
         If the mode or the effort does not exist, or with ``embed_models=False`` a model is not installed.
     ModelNotFoundError
-        If a model is given by an id or digest that is not installed.  One that a configuration names is looked for at first
-        use: an array that needs a missing model opens, and raises when it is read.
+        If a model is given by an id or digest that is not installed, or a forecaster by a name that is not known.  One that a
+        configuration names is looked for at first use: an array that needs a missing model opens, and raises when it is read.
     ModelKindError, PackError
         If a model is of a kind that no predictor takes, no pack, or too large to be embedded.
     """
@@ -67,7 +72,7 @@ class CodecConfig:
     effort: str = "default"
     model: ModelChoice = None
     embed_models: InitVar[bool] = True
-    forecaster: FoundationModel | Reference | str | None = None
+    forecaster: FoundationModel | Reference | type[Forecaster] | external.Choice | str | None = None
     coordinates: Coordinates | None = None
 
     def __post_init__(self, embed_models: bool) -> None:
@@ -83,15 +88,16 @@ class CodecConfig:
             )
         object.__setattr__(self, "effort", str(self.effort))
         object.__setattr__(self, "model", references(self.model, embed=embed_models))
-        if (self.forecaster is None) != (self.coordinates is None):
+        if self.forecaster is not None:
+            object.__setattr__(self, "forecaster", forecaster_of(self.forecaster))
+        if isinstance(self.forecaster, Reference) != (self.coordinates is not None):
             raise InvalidConfigError.at(
                 "forecaster, coordinates",
                 found="one without the other",
-                expected="both or none",
+                expected="a foundation model and the coordinates of its states, or neither",
                 remedy="aesz_codec.coordinates.Coordinates.of reads them off an array",
             )
-        if self.forecaster is not None:
-            object.__setattr__(self, "forecaster", Reference.of(self.forecaster))
+        if self.coordinates is not None:
             object.__setattr__(self, "coordinates", Coordinates.from_json(self.coordinates))
 
     @property
@@ -112,9 +118,19 @@ class CodecConfig:
         ModelNotFoundError, ModelDigestError
             If the model is nowhere.
         """
-        if self.forecaster is None or self.coordinates is None:
+        if not isinstance(self.forecaster, Reference) or self.coordinates is None:
             return None
-        return Forecasting(cast("Reference", self.forecaster).model(), self.coordinates)
+        return Forecasting(self.forecaster.model(), self.coordinates)
+
+    def forecasters(self) -> tuple[type[Forecaster], ...] | None:
+        """Return what frames may refer to, for `pipeline.encode`; None if the effort decides.
+
+        Raises
+        ------
+        ModelNotFoundError
+            If the forecaster is one of a package that is not installed.
+        """
+        return self.forecaster.forecasters() if isinstance(self.forecaster, external.Choice) else None
 
     def packs(self) -> tuple[Pack, ...]:
         """Return the packs of the models.
@@ -147,8 +163,9 @@ class CodecConfig:
         }
         if models := [reference.to_json() for reference in self.models]:
             config["models"] = models
-        if self.forecaster is not None and self.coordinates is not None:
-            config["forecaster"] = cast("Reference", self.forecaster).to_json()
+        if self.forecaster is not None:
+            config["forecaster"] = cast("Reference | external.Choice", self.forecaster).to_json()
+        if self.coordinates is not None:
             config["coordinates"] = self.coordinates.to_json()
         return config
 
@@ -197,7 +214,7 @@ class CodecConfig:
         if ids:
             parts.append(f"model={(ids[0] if len(ids) == 1 else ids)!r}")
         if self.forecaster is not None:
-            parts.append(f"forecaster={cast('Reference', self.forecaster).name!r}")
+            parts.append(f"forecaster={cast('Reference | external.Choice', self.forecaster).name!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
@@ -263,6 +280,7 @@ class AESZ(CodecConfig, Codec):  # type: ignore[misc]  # numcodecs has no types
             keep_layout=True,
             models=models,
             forecast=self.forecasting(),
+            forecasters=self.forecasters(),
         )
 
     def decode(self, buf: Any, out: Any = None) -> Any:
@@ -311,6 +329,29 @@ class AESZ(CodecConfig, Codec):  # type: ignore[misc]  # numcodecs has no types
             If there is a key that this version does not know.
         """
         return cls.from_json({k: v for k, v in config.items() if (k, v) != ("id", cls.codec_id)})
+
+
+def forecaster_of(given: Any) -> Reference | external.Choice:
+    """Return what a user, or a configuration, means by a forecaster; those that a configuration names need not be there.
+
+    Raises
+    ------
+    ModelNotFoundError, ModelDigestError, InvalidConfigError
+    """
+    if isinstance(given, external.Choice):
+        return given
+    if isinstance(given, Mapping) and given.keys() == {"name"}:
+        return external.Choice(given["name"])
+    if isinstance(given, type):
+        return external.Choice(external.name_of(given))
+    if isinstance(given, str) and given in external.Choice.known():
+        return external.Choice(given)
+    try:
+        return Reference.of(given)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"forecaster: found {str(given)[:100]!r}, expected one of {', '.join(external.Choice.known())}, or a {error}"
+        ) from None
 
 
 def as_stream(buf: Any) -> memoryview:

@@ -112,6 +112,11 @@ class Coordinates:
         channels : sequence of str, optional
             Names of the channels; without, those of the coordinate of the channel axis, or the array's own name.
 
+        Returns
+        -------
+        Coordinates
+            A single time has a step of 1 s.
+
         Raises
         ------
         InvalidConfigError

@@ -16,16 +16,21 @@ import numpy as np
 
 from . import pipeline, zoo
 from .bounds import ErrorBound, check_dtype, finite_range
-from .codec import AESZ, CodecConfig
-from .errors import AESZError, InvalidConfigError, PackSizeError, UnsupportedDtypeError
+from .codec import AESZ, CodecConfig, forecaster_of
+from .coordinates import Coordinates
+from .errors import AESZError, InvalidConfigError, ModelInputError, PackSizeError, UnsupportedDtypeError
+from .foundation import FoundationModel, Reference
 from .models import ModelChoice, ModelReference, references, usable
+from .predictors.external import Choice
+from .predictors.forecasts import Forecaster
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["BoundLike", "default_chunks", "encoding_for"]
+__all__ = ["BoundLike", "ForecasterLike", "default_chunks", "encoding_for"]
 
 BoundLike: TypeAlias = "float | str | tuple[str, float | None] | ErrorBound"
+ForecasterLike: TypeAlias = "str | type[Forecaster] | FoundationModel | None"
 
 _CHUNK_BYTES = 16 << 20
 _READ_BYTES = 64 << 20
@@ -50,6 +55,7 @@ def encoding_for(
     shards: Mapping[Hashable, int] | Sequence[int] | None = None,
     model: ModelChoice | Mapping[Hashable, ModelChoice] = None,
     embed_models: bool = True,
+    forecaster: ForecasterLike | Mapping[Hashable, ForecasterLike] = None,
 ) -> dict[Hashable, dict[str, Any]]:
     """Write the encoding that compresses the float variables of a dataset within their bounds.
 
@@ -75,6 +81,10 @@ def encoding_for(
         mapping means no model for variables that it leaves out.
     embed_models : bool
         As for `AESZ`.
+    forecaster : None, str, Forecaster class, FoundationModel, or a mapping of variable name to these
+        What frames may refer to in time, as for `AESZ`: ``"none"``, ``"nearest"``, ``"least-squares"``, ``"motion"``, or
+        ``"package:forecaster"``. A foundation model gets, with each variable of three or four dimensions, its coordinates:
+        channels, start, step and grid (``docs/foundation-models.md``).
     chunks : mapping of dimension to int, or sequence of int, optional
         A mapping (-1: the whole dimension) is cut to the size of the dimension, and what it leaves out is the
         Dask chunk or the whole dimension.  A sequence is for variables of that many dimensions and taken as
@@ -96,7 +106,10 @@ def encoding_for(
     InvalidConfigError
         If a variable, dimension, mode, effort or format does not exist, or chunks and shards do not fit.
     ModelNotFoundError, ModelKindError, PackError
-        If a model is named that is not installed, or that cannot be used or embedded.
+        If a model or a forecaster is named that is not installed, or that cannot be used or embedded.
+    ModelInputError
+        If a foundation model is not for a variable: a channel or level that it does not know, another step or grid.
+        InvalidConfigError if the variable has no regular coordinates, or chunks that do not hold whole states.
     InvalidBoundError
         If a bound is not a finite number > 0.
     UnsupportedDtypeError
@@ -146,6 +159,9 @@ def encoding_for(
         _check_sizes(field, sizes, ds)
     CodecConfig(mode="lossless", effort=effort)
     models = _models_by_name(ds, model, embed_models)
+    forecasters = {
+        name: None if of is None else forecaster_of(of) for name, of in _by_name("forecaster", ds, forecaster)
+    }
 
     encoding: dict[Hashable, dict[str, Any]] = {}
     for name, bound in _resolved(ds, _bounds_by_name(ds, error_bound, mode)).items():
@@ -153,10 +169,16 @@ def encoding_for(
         dtype, bound = _stored_as(variable, bound)
         check_dtype(dtype, bound)
         sizes = _chunk_sizes(name, variable, chunks, dtype.itemsize) if variable.ndim else ()
-        chosen = models.get(name, ())
+        chosen, refers = models.get(name, ()), forecasters.get(name)
         if chosen is None:
-            chosen = _worth_it(ds, name, sizes, dtype, bound, effort, embed_models)
-        config = CodecConfig(bound.value, bound.mode, effort, chosen).to_json()
+            chosen = _worth_it(ds, name, sizes, dtype, bound, effort, embed_models, refers)
+        place = None
+        if isinstance(refers, Reference):
+            place = _place(ds, name, refers, sizes, bound, named=isinstance(forecaster, Mapping))
+            refers = None if place is None else refers
+        config = CodecConfig(
+            bound.value, bound.mode, effort, chosen, forecaster=refers, coordinates=place
+        ).to_json()
         entry: dict[str, Any] = {"dtype": dtype.name}
         if zarr_format == 3:
             entry["serializer"] = {"name": AESZ.codec_id, "configuration": config}
@@ -368,22 +390,58 @@ def _models_by_name(
     ds: xr.Dataset, model: Any, embed: bool
 ) -> dict[Hashable, tuple[ModelReference, ...] | None]:
     """Give each variable the models that were asked for; None where they are to be found."""
-    given = model if isinstance(model, Mapping) else dict.fromkeys(ds.data_vars, model)
     known: dict[Any, tuple[ModelReference, ...] | None] = {}
     chosen: dict[Hashable, tuple[ModelReference, ...] | None] = {}
-    for name, choice in given.items():
-        if name not in ds.data_vars:
-            raise InvalidConfigError.at(
-                "model",
-                found=f"a model for {name!r}, which is no data variable of the dataset",
-                expected=f"one of {', '.join(map(repr, ds.data_vars)) or 'none: there are none'}",
-                remedy="check the spelling",
-            )
+    for name, choice in _by_name("model", ds, model):
         automatic = isinstance(choice, str) and choice == _AUTO
         if id(choice) not in known:
             known[id(choice)] = None if automatic else references(choice, embed=embed)
         chosen[name] = known[id(choice)]
     return chosen
+
+
+def _by_name(what: str, ds: xr.Dataset, given: Any) -> Iterator[tuple[Hashable, Any]]:
+    """Yield what was asked for, by name or for all, with the name of each variable."""
+    by_name = given if isinstance(given, Mapping) else dict.fromkeys(ds.data_vars, given)
+    for name, choice in by_name.items():
+        if name not in ds.data_vars:
+            raise InvalidConfigError.at(
+                what,
+                found=f"a {what} for {name!r}, which is no data variable of the dataset",
+                expected=f"one of {', '.join(map(repr, ds.data_vars)) or 'none: there are none'}",
+                remedy="check the spelling",
+            )
+        yield name, choice
+
+
+def _place(
+    ds: xr.Dataset,
+    name: Hashable,
+    reference: Reference,
+    chunks: tuple[int, ...],
+    bound: ErrorBound,
+    *,
+    named: bool,
+) -> Coordinates | None:
+    """Return the coordinates that a foundation model needs of a variable; None if it is of no use for it."""
+    variable = ds.variables[name]
+    if bound.mode != "abs" or not (named or variable.ndim in (3, 4)):
+        return None
+    if variable.ndim and variable.shape[0] == 1 and reference.model().history:
+        return None  # one time has no step, and nothing before it
+    try:
+        place = Coordinates.of(ds[name])
+        if chunks[1:] != variable.shape[1:]:
+            raise InvalidConfigError.at(
+                "chunks",
+                found=str(chunks),
+                expected=f"whole states, of shape {variable.shape[1:]}, in every chunk for a foundation model",
+                remedy=f"for example chunks={{{variable.dims[0]!r}: 8}}",
+            )
+        reference.model().check(place, (variable.shape[-2], variable.shape[-1]))
+    except (InvalidConfigError, ModelInputError) as error:
+        raise type(error)(f"{name}: {error}") from None
+    return place
 
 
 def _worth_it(
@@ -394,6 +452,7 @@ def _worth_it(
     bound: ErrorBound,
     effort: str,
     embed: bool,
+    refers: Reference | Choice | None,
 ) -> tuple[ModelReference, ...]:
     """Return the installed models for a variable that pay on a sample of its chunks."""
     variable = ds.variables[name]
@@ -408,13 +467,14 @@ def _worth_it(
     if not found:
         return ()
     packs = [reference.pack() for reference in found.values()]
+    forecasters = refers.forecasters() if isinstance(refers, Choice) else None
     plain = with_models = sampled = 0
     used: dict[str, ModelReference] = {}
     for region in _sample_regions(variable.shape, chunks):
         with np.errstate(over="ignore"):
             values = np.asarray(variable[region].values).astype(dtype)
-        plain += len(pipeline.encode(values, bound, effort=effort))
-        stream = pipeline.encode(values, bound, effort=effort, models=packs)
+        plain += len(pipeline.encode(values, bound, effort=effort, forecasters=forecasters))
+        stream = pipeline.encode(values, bound, effort=effort, models=packs, forecasters=forecasters)
         with_models += len(stream)
         sampled += values.size
         used.update({digest: found[digest] for digest in pipeline.describe(stream).models})

@@ -45,6 +45,7 @@ from .predictors import (
     load_side,
     predictor_of,
 )
+from .predictors.forecasts import Forecaster
 from .predictors.interpolation import LEAST_LENGTH
 from .predictors.modelled import Modelled
 from .predictors.verified import Decoded, Encoded, Forecast, Stored, stored
@@ -131,6 +132,7 @@ def encode(
     keep_layout: bool = False,
     models: Sequence[Pack] = (),
     forecast: Forecasting | None = None,
+    forecasters: Sequence[type[Forecaster]] | None = None,
 ) -> bytes:
     """Compress an array into one stream.
 
@@ -151,6 +153,8 @@ def encode(
         A foundation model that may forecast the states of a float array, (time, channel, latitude, longitude) or without
         channel, in the modes ``abs`` and ``range_rel``; used only where that saves bytes, and then `decode` needs it
         (``docs/foundation-models.md``).
+    forecasters : sequence of Forecaster classes, optional
+        What frames may refer to, instead of those that `effort` tries; none if it is empty (``docs/time.md``).
 
     Returns
     -------
@@ -187,10 +191,10 @@ def encode(
     if (bound.mode != "lossless" or original.dtype.kind == "f") and original.dtype != np.float16:
         lossy = _Lossy.prepare(region, bound, blank)
         if lossy is not None:
-            kept, stream = lossy.bound, lossy.coded(effort, models)
+            kept, stream = lossy.bound, lossy.coded(effort, models, forecasters)
             del lossy  # its values need not be held while the stream is decoded
             coded = stream.to_bytes()
-            others = _otherwise(region, bound, blank, stream, sides, effort, models)
+            others = _otherwise(region, bound, blank, stream, sides, effort, models, forecasters)
             for other in itertools.chain(others, _forecast(region, bound, blank, effort, forecast)):
                 if len(other_bytes := other.to_bytes()) < len(coded):
                     stream, coded = other, other_bytes
@@ -410,11 +414,13 @@ class _Lossy:
         )
         return cls(stream, bound, values, mask, Quantizer(tolerance, step, offset))
 
-    def coded(self, effort: str, models: Sequence[Pack]) -> Stream:
+    def coded(
+        self, effort: str, models: Sequence[Pack], forecasters: Sequence[type[Forecaster]] | None = None
+    ) -> Stream:
         """Choose the predictor by bytes and code the region with it."""
         if self.stream.transform is not Transform.NONE:  # models that know places know their values too
             models = [model for model in models if model.kind != Causal.kind]
-        return self.stream_of(*smallest(self.values, self.mask, self.quantizer, effort, models))
+        return self.stream_of(*smallest(self.values, self.mask, self.quantizer, effort, models, forecasters))
 
     def stream_of(self, predictor: Predictor, codes: bytes, outliers: bytes) -> Stream:
         """Return the stream of what a predictor coded."""
@@ -908,6 +914,7 @@ def _otherwise(
     sides: Sequence[Side],
     effort: str,
     models: Sequence[Pack],
+    forecasters: Sequence[type[Forecaster]] | None,
 ) -> Iterator[Stream]:
     """Code a region with every side prediction that is for its shape, and off its lattice if a model cannot be used on it."""
     if (
@@ -919,13 +926,13 @@ def _otherwise(
     if stream.transform is Transform.LATTICE and any(model.kind == Causal.kind for model in models):
         lossy = _Lossy.prepare(region, bound, blank, snap=False)
         if lossy is not None:
-            yield lossy.coded(effort, models)
+            yield lossy.coded(effort, models, forecasters)
     for side in sides:
         if side.latent_shape(region.shape) is not None:
             for unit in (0.0,) if side.clocked else _LATENT_UNITS[effort]:
                 lossy = _Lossy.prepare(region, bound, blank, (side, unit))
                 if lossy is not None:
-                    yield lossy.coded(effort, models)
+                    yield lossy.coded(effort, models, forecasters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1020,6 +1027,8 @@ def _forecast(
             found=f"{channels} channels for an array of shape {shape}",
             expected="the axes (time, channel, latitude, longitude), or without channel",
         )
+    if shape[0] == 1 and forecast.model.history:
+        return  # one time has no step, and nothing before it
     forecast.model.check(forecast.coordinates, (shape[-2], shape[-1]))
     whole = region.shape[1:] == shape[1:] and region.shape[0] > forecast.model.history
     if not whole or min(shape[-2:]) < LEAST_LENGTH or region.dtype not in (np.float32, np.float64):

@@ -91,7 +91,12 @@ class AESZCodec(CodecConfig, ArrayBytesCodec):
         ):  # fill values are no data: they pad edge chunks and mark what is missing
             bound = bound.resolve(*(finite_range(array, ignore=(chunk_spec.fill_value,)) or (0.0, 0.0)))
         stream = pipeline.encode(
-            array, bound, effort=self.effort, models=self.packs(), forecast=self.forecasting()
+            array,
+            bound,
+            effort=self.effort,
+            models=self.packs(),
+            forecast=self.forecasting(),
+            forecasters=self.forecasters(),
         )
         return chunk_spec.prototype.buffer.from_bytes(stream)
 

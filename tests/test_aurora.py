@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
-from aesz_codec import errors, foundation, pipeline
+from aesz_codec import encoding_for, errors, foundation, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.coordinates import Coordinates
 
@@ -262,6 +263,30 @@ def test_streams_and_their_model_free_copies(model, states):
     assert pipeline.describe(free).foundation is None and pipeline.decode(free).tobytes() == back.tobytes()
     plain = pipeline.encode(small, bound)
     assert len(pipeline.encode(small, bound, forecast=forecasting)) <= len(plain)
+
+
+def test_a_dataset_and_its_store(tmp_path, model, states):
+    """What `encoding_for` reads off a dataset is what the model wants; a store names it, whether a chunk needs it or not."""
+    ds = xr.Dataset(
+        {"state": (("time", "channel", "lat", "lon"), states[:3])},
+        {
+            "time": np.datetime64("2020-06-01T06", "ns") + np.arange(3) * np.timedelta64(6, "h"),
+            "channel": list(CHANNELS),
+            "lat": PLACE.latitudes(ROWS),
+            "lon": PLACE.longitudes(COLUMNS),
+        },
+    )
+    encoding = encoding_for(ds, 1e-3, "range_rel", forecaster={"state": model})
+    configuration = encoding["state"]["serializer"]["configuration"]
+    assert configuration["forecaster"] == {"name": model.name, "digest": model.digest}
+    assert Coordinates.from_json(configuration["coordinates"]) == PLACE
+    ds.to_zarr(tmp_path / "a.zarr", encoding=encoding)
+    back = xr.open_zarr(tmp_path / "a.zarr").state.values
+    assert np.abs(back - ds.state.values).max() <= configuration["error_bound"]
+    ds["channel"] = [*CHANNELS[:-1], "q@851"]
+    with pytest.raises(errors.ModelInputError, match="state: channels of .*found 'q@851'"):
+        encoding_for(ds, 1.0, forecaster={"state": model})
+    foundation.unregister(model.digest)
 
 
 class Scaled:

@@ -131,6 +131,13 @@ def test_padding_behind_the_last_state(states):
     assert np.abs(decoded(stream)[:STATES] - states).max() <= 0.2 and np.isnan(decoded(stream)[STATES:]).all()
 
 
+def test_one_time(states):
+    """It has no step, so the model is not even asked whether it likes it."""
+    place = foundation.Coordinates(CHANNELS, PLACE.start, 1, PLACE.latitude, PLACE.longitude)
+    stream = pipeline.encode(states[:1], BOUND, forecast=Forecasting(model(), place))
+    assert stream == pipeline.encode(states[:1], BOUND)
+
+
 def test_chunks_shorter_than_the_history(states):
     """They are coded as if there were no model."""
     for count in (1, 2):
@@ -413,7 +420,9 @@ def test_configuration(states, registered, monkeypatch, tmp_path):
     [
         ({"coordinates": PLACE}, "one without the other"),
         ({"forecaster": {"name": "x", "digest": "y"}, "coordinates": PLACE}, "digest of 64"),
-        ({"forecaster": {"name": "x"}, "coordinates": PLACE}, "name and digest"),
+        ({"forecaster": {"name": "x"}, "coordinates": PLACE}, "found 'x', expected one of none, nearest"),
+        ({"forecaster": {"name": "x", "file": "y"}, "coordinates": PLACE}, "name and digest"),
+        ({"forecaster": "nearest", "coordinates": PLACE}, "one without the other"),
         (
             {"forecaster": {"name": "x", "digest": "ab" * 32}, "coordinates": {"channels": ["t"]}},
             "an object with channels",

@@ -12,7 +12,7 @@ Nothing accumulates: every frame keeps the bound, and the next is predicted from
                     0 1 2 3 4 5 6 7 8         1 from 0 and 2, ...
 
 What a forecaster fits to a chunk are integers in the stream; its arithmetic is exact: binary64 in one order, or integers.
-Third parties offer the same interface (`Forecaster`).  Format: ``docs/format.md``, section 21.
+Other packages offer the same interface (`Forecaster`): see `external`.  Format: ``docs/format.md``, section 21.
 """
 
 from __future__ import annotations
@@ -124,13 +124,17 @@ class Example:
 
 
 class Forecaster(Protocol):
-    """What a forecaster offers; immutable, but for one that keeps a record of what it said.
+    """What a forecaster offers; immutable, hashable, and made by its class without arguments before it is fitted.
+
+    Whatever `predict` says, the bound holds; but it must say the same bits in every process that decodes: no networks of floats,
+    no sums whose order a library chooses.
 
     Attributes
     ----------
     tag : int
-        Its number in the format.
+        Its number in the format; `external.EXTERNAL` for those of other packages.
     name : str
+        Of those of other packages ``package:forecaster``: the stream has it.
     every : bool
         Whether it is fitted to every frame of a chunk; else to a few of every kind.
     """
@@ -411,6 +415,7 @@ def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
     return -(-shape[-2] // _BLOCK), -(-shape[-1] // _BLOCK)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of the largest numbers that there are
 def _motion(frame: Floats, before: Floats, tolerance: float) -> npt.NDArray[np.int8]:
     """Return the vectors of a frame: the cheapest of all within three points, halves within one and a half."""
     blocks = _blocks(frame.shape)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
@@ -23,8 +23,8 @@ import numpy.typing as npt
 from .. import _core
 from ..packs import Pack
 from ..stream import Coder, Method, Reader, Writer, corrupt
+from .external import pack_tag, predicted, unpack_tag
 from .forecasts import (
-    FORECASTERS,
     MOST_DISTANCE,
     Example,
     Forecaster,
@@ -39,7 +39,7 @@ from .forecasts import (
 from .interpolation import NEARLY_ZERO, QUIET, can_refer, coder_with_model, learned_handicap, networks_of
 
 if TYPE_CHECKING:
-    from . import Floats, Mask, Quantizer
+    from . import Floats, Mask, Predictor, Quantizer
 
 __all__ = ["Frames"]
 
@@ -113,6 +113,25 @@ class Frames:
         return (
             replace(self, coder=Coder.ADAPTIVE) if self.coder is Coder.STATIC and rate < NEARLY_ZERO else self
         )
+
+    @staticmethod
+    def limited(
+        candidates: Iterable[Predictor], forecasters: Sequence[type[Forecaster]] | None
+    ) -> Iterator[Predictor]:
+        """Return the same candidates, but with frames that refer to what these forecasters say; None: as they are."""
+        if forecasters is None:
+            yield from candidates
+            return
+        seen: set[Predictor] = set()
+        for candidate in candidates:
+            if not isinstance(candidate, Frames):
+                yield candidate
+                continue
+            for forecaster in forecasters:
+                limited = replace(candidate, forecaster=forecaster())
+                if limited not in seen:
+                    seen.add(limited)
+                    yield limited
 
     def refinements(self, effort: str, rate: float) -> Iterator[Self]:
         """See `Predictor`: the other forecaster; for ``default``, the fast coder."""
@@ -196,7 +215,7 @@ class Frames:
 
         def reference(frame: int) -> Floats:
             time, plane = divmod(frame, planes)
-            return forecaster.predict(order[time], plane, lambda t: frames[t * planes + plane])
+            return predicted(forecaster, order[time], plane, lambda t: frames[t * planes + plane])
 
         return reference
 
@@ -204,23 +223,25 @@ class Frames:
         """See `Predictor`."""
         flags = self.coder << 2 | (self.model is not None) << 4
         exponent = self.distance.bit_length() - 1
-        return Writer().pack("ddBBBB", step, offset, self.batch, flags, exponent, self.forecaster.tag).done()
+        writer = Writer().pack("ddBBBB", step, offset, self.batch, flags, exponent, self.forecaster.tag)
+        return writer.raw(pack_tag(self.forecaster)).done()
 
     @classmethod
     def unpack(cls, plan: Reader) -> tuple[Self, float, float]:
         """See `Predictor`."""
         step, offset = plan.unpack("dd")
         batch, flags, exponent, tag = plan.take(4)
+        forecaster = unpack_tag(tag, plan)
         plan.end()
         coder = Coder(flags >> 2 & 3)
         sound = flags & ~28 == 0 and (coder is not Coder.ADAPTIVE_ZEROS or not flags & 16) and batch
-        if not sound or 1 << exponent > MOST_DISTANCE or tag not in FORECASTERS:
+        if not sound or 1 << exponent > MOST_DISTANCE or forecaster is None:
             raise corrupt(
                 "plan",
                 f"{batch} frame axes, flags {flags}, distance 2^{exponent}, forecaster {tag}",
-                f"at least 1, a coder and a model, up to {MOST_DISTANCE}, below {len(FORECASTERS)}",
+                f"at least 1, a coder and a model, up to {MOST_DISTANCE}, one that there is",
             )
-        return cls(batch, 1 << exponent, FORECASTERS[tag](), coder), step, offset
+        return cls(batch, 1 << exponent, forecaster, coder), step, offset
 
     def describe(self) -> dict[str, Any]:
         """See `Predictor`."""
@@ -340,6 +361,6 @@ class _Fitting:
             count = self._enough if len(chosen) * 2 > len(self._steps) - 2 else self._enough // 2
             for i, step in enumerate(self._spread(chosen, count)):
                 plane = i % self._planes
-                reference = forecaster.predict(step, plane, self._source(plane))
+                reference = predicted(forecaster, step, plane, self._source(plane))
                 found.append((step.time * self._planes + plane, number, reference))
         return found

@@ -1319,6 +1319,21 @@ def rejected_frames() -> Iterator[tuple[str, str, bytes]]:
             corrupt,
             _with(sound, Section.PLAN, struct.pack("<ddBBBB", *plan)).to_bytes(),
         )
+    external = struct.pack("<ddBBBB", step, offset, batch, flags, exponent, 254)
+    name = b"nowhere-to-be-found:forecaster"
+    named = external + bytes([len(name)]) + name
+    yield "frames_external_missing", "ModelNotFoundError", _with(sound, Section.PLAN, named).to_bytes()
+    for kind, plan in {
+        "unnamed": external,
+        "cut": named[:-1],
+        "left_over": named + b"\0",
+        "empty": external + b"\0",
+        "one_part": external + b"\x07forecas",
+        "no_text": external + b"\3\xff:a",
+        "capitals": external + b"\3A:b",
+        "too_long": external + bytes([101]) + b"a:" + b"b" * 99,
+    }.items():
+        yield f"frames_external_{kind}", corrupt, _with(sound, Section.PLAN, plan).to_bytes()
     short = _with(sound, Section.PLAN, sound.sections[Section.PLAN])
     short.shape = (11, 10, 7)
     yield "frames_too_short_lines", corrupt, short.to_bytes()
