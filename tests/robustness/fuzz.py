@@ -11,7 +11,11 @@ Kinds of cases, each determined by its name alone:
 - ``core``: random bytes and parameters for every ``decode`` function of the native core;
 - ``composed``: codes that make the decoder take decisions of our choice, up to the rarest, against the reference
   decoder: `Composer` stands in for its range coder, chooses, and encodes what it chose;
-- ``encode``: arrays of random bits and scales through the whole pipeline.
+- ``encode``: arrays of random bits and scales through the whole pipeline;
+- ``forecast``: likewise, as states that a foundation model forecasts, among models some that say nonsense.
+
+Half of the streams are of format 1.5: frames with all forecasters and coders, cycles, networks with the static coder, verified
+forecasts; the models that they name are there.
 
 A crash leaves the name of its case in the file given by ``--last``.
 """
@@ -21,27 +25,50 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import runpy
 import struct
 import sys
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from aesz_codec import _core, pipeline
+from aesz_codec.adapters.stepping import StateCodec, Stepping
 from aesz_codec.bounds import ErrorBound, first_violation
-from aesz_codec.errors import CorruptStreamError, UnsupportedFormatError
-from aesz_codec.predictors import Causal, Interpolation, Local, Predictor
-from aesz_codec.stream import Coder, Section, Stream
+from aesz_codec.coordinates import Coordinates
+from aesz_codec.errors import (
+    CorruptStreamError,
+    InvalidModelError,
+    ModelInputError,
+    ModelKindError,
+    ModelNotFoundError,
+    PredictionMismatchError,
+    UnstableForecastError,
+    UnsupportedFormatError,
+)
+from aesz_codec.foundation import Forecasting, FoundationModel
+from aesz_codec.packs import Pack
+from aesz_codec.predictors import Causal, Frames, Interpolation, Local, Predictor
+from aesz_codec.predictors.forecasts import Forecaster, LeastSquares, Motion, Nearest
+from aesz_codec.predictors.interpolation import networks_of
+from aesz_codec.stream import Coder, Section, Stream, Writer
 
 from .. import reference
-from .samples import claimed_bytes, golden, repaired, samples
+from .samples import GOLDEN_MODELS, claimed_bytes, golden, repaired, samples
 
 __all__ = ["CASES", "Composer"]
+
+DOCUMENTED = (
+    *(CorruptStreamError, UnsupportedFormatError, PredictionMismatchError),
+    *(ModelNotFoundError, ModelKindError, ModelInputError, InvalidModelError),
+)
+"""What a decoder may say of a stream that no encoder wrote."""
 
 LARGE = 1 << 22  # bytes of output beyond which a damaged shape is not followed
 SPECIAL = (0.0, -0.0, 1.0, -1.0, 5e-324, 1e-310, 3.5e38, -1e300, 1.7e308, math.inf, -math.inf, math.nan)
@@ -50,6 +77,31 @@ SPECIAL = (0.0, -0.0, 1.0, -1.0, 5e-324, 1e-310, 3.5e38, -1e300, 1.7e308, math.i
 @cache
 def _samples() -> list[bytes]:
     return list(samples().values())
+
+
+@cache
+def _foundation_models() -> dict[str, FoundationModel]:
+    found: dict[str, FoundationModel] = runpy.run_path(str(GOLDEN_MODELS.with_name("foundation_models.py")))[
+        "MODELS"
+    ]
+    return found
+
+
+def _find_forecaster(digest: str) -> FoundationModel:
+    """Return one that golden streams name."""
+    if digest not in _foundation_models():
+        raise ModelNotFoundError(digest)
+    return _foundation_models()[digest]
+
+
+@cache
+def _in_time() -> list[bytes]:
+    return [data for name, data in golden().items() if name.startswith("1.5/")]
+
+
+@cache
+def _interpolation_pack() -> Pack:
+    return Pack.from_file(GOLDEN_MODELS / "interpolation.aeszpack")
 
 
 @cache
@@ -102,24 +154,27 @@ def with_damaged_section(data: bytes, rng: random.Random) -> bytes:
         if other:
             parsed.sections[rng.choice(list(Section))] = rng.choice(list(other.values()))
     else:
-        parsed.sections[tag] = mutated(parsed.sections[tag], rng)
+        section = parsed.sections[tag]  # its head says how the rest is to be read
+        end = len(section) if rng.random() < 0.5 else min(rng.randint(1, 60), len(section))
+        parsed.sections[tag] = mutated(section[:end], rng) + section[end:]
     return parsed.to_bytes()
 
 
 def stream_case(rng: random.Random) -> None:
     """Decode a damaged stream: an array or a documented error."""
+    recent = rng.random() < 0.5
     if rng.random() < 0.5:
-        data = with_damaged_section(rng.choice(_samples()), rng)
+        data = with_damaged_section(rng.choice(_in_time() if recent else _samples()), rng)
     else:
-        data = mutated(rng.choice(_streams()), rng)
+        data = mutated(rng.choice(_in_time() if recent else _streams()), rng)
     if rng.random() < 0.9:
         data = repaired(data)
     if claimed_bytes(data) > LARGE:
         return
     array = None
     start = time.perf_counter()
-    with suppress(CorruptStreamError, UnsupportedFormatError):
-        array = pipeline.decode(data, restore_layout=rng.random() < 0.5)
+    with suppress(*DOCUMENTED):
+        array = pipeline.decode(data, restore_layout=rng.random() < 0.5, find_forecaster=_find_forecaster)
     try:
         pipeline.describe(data)
     except (CorruptStreamError, UnsupportedFormatError):
@@ -159,9 +214,11 @@ def core_case(rng: random.Random) -> None:
     """Call a native decoder with anything: it fills the array, or raises a ValueError."""
     shape, codes = _shape(rng, 3000, axes=6), _codes(rng)
     size = math.prod(shape)
-    kind = rng.randrange(6)
+    kind = rng.choice((0, 1, 2, 3, 4, 5, 6, 6, 7))
     try:
-        if kind < 3:
+        if kind == 7:
+            _frames_by_any_schedule(rng, codes)
+        elif kind < 3 or kind == 6:
             dtype = rng.choice(("f4", "f8"))
             out = np.zeros(shape, dtype)
             outliers = rng.randbytes(out.itemsize * rng.choice((0, 0, 1, size)) + rng.choice((0, 0, 0, 1)))
@@ -183,6 +240,15 @@ def core_case(rng: random.Random) -> None:
                 )
             if kind == 2:
                 predictor = Local()
+            if kind == 6:
+                predictor = _any_frames(rng, rng.choice((0, 1, 1, 1, 2, 3, 200, -1)))
+                codes = (
+                    Writer().varint(len(fitted := _fitted(rng, predictor.forecaster))).raw(fitted).done()
+                    + codes
+                )
+                predictor = replace(
+                    predictor, coder=rng.choice((predictor.coder, Coder.ADAPTIVE_ZEROS, Coder.STATIC))
+                )
             predictor.decode(codes, outliers, out, mask, step, offset)
         elif kind == 3:
             labels = np.zeros(shape, np.uint8)
@@ -194,8 +260,61 @@ def core_case(rng: random.Random) -> None:
         else:
             x = np.frombuffer(rng.randbytes(8 * size), np.float64)
             _core.exp2_into(x, np.empty(size if rng.random() < 0.9 else size + 1))
-    except ValueError:  # what `CorruptDataError` is, and a parameter out of range
+    except (ValueError, CorruptStreamError):  # `CorruptDataError` is the first, and a parameter out of range
         pass
+
+
+def _any_frames(rng: random.Random, batch: int = 1) -> Frames:
+    """Return a choice of method 6 that the reference decoder can compose for."""
+    return Frames(
+        batch,
+        1 << rng.randrange(7),
+        rng.choice((Nearest, LeastSquares, Motion))(),
+        rng.choice((Coder.ADAPTIVE, Coder.MIXED)),
+        _interpolation_pack() if rng.random() < 0.3 else None,
+    )
+
+
+def _fitted(rng: random.Random, forecaster: Forecaster, times: int = 6, blocks: int = 2) -> bytes:
+    """Return bytes that a forecaster could have fitted to so many times, one plane of so many blocks; seldom others."""
+    if rng.random() < 0.05:
+        return rng.randbytes(rng.randint(0, 30))
+    if isinstance(forecaster, LeastSquares):
+        kinds = [(1 << e, sources) for e in range(7) for sources in (1, 2) if rng.random() < 0.6]
+        largest = rng.choice((64, 4096))
+        weights = [tuple(rng.randint(-largest, largest) for _ in range(5 * sources)) for _, sources in kinds]
+        sound = [(kind, w) for kind, w in zip(kinds, weights, strict=True) if sum(w) >= 16]
+        return LeastSquares(tuple(sound)).pack()
+    if isinstance(forecaster, Motion):
+        moved = [t for t in range(times) if rng.random() < 0.5]
+        return Motion(tuple(((t, 0), rng.randbytes(2 * blocks)) for t in moved)).pack()
+    return b""
+
+
+def _frames_by_any_schedule(rng: random.Random, codes: bytes) -> None:
+    """Decode frames in an order, with references and with sets, that need not make sense."""
+    frames, lines, columns = rng.randint(1, 5), rng.randint(1, 20), rng.randint(1, 20)
+    out = np.zeros((frames, lines, columns), rng.choice(("f4", "f8")))
+    order = rng.sample(range(frames), frames) if rng.random() < 0.5 else list(range(frames))
+    sound = [(f, rng.choice((0, 1, 2, 3)), order[i - 1] if i else -1, -1) for i, f in enumerate(order)]
+    rows = np.array(sound, np.int64)
+    if rng.random() < 0.3:
+        rows[rng.randrange(frames), rng.randrange(4)] = rng.choice((-2, -1, 4, frames, 1 << 40))
+
+    @np.errstate(all="ignore")
+    def predict(frame: int) -> object:
+        said = out[rng.randrange(frames)] * 2
+        return rng.choice((said, said, said, np.full_like(said, rng.choice(SPECIAL)), None, said[1:]))
+
+    step, offset = rng.choice((1.0, *SPECIAL)), rng.choice(SPECIAL)
+    nets = _interpolation_nets() if rng.random() < 0.3 else None
+    coder = rng.choice(list(Coder))
+    _core.decode_frames(codes, b"", out, None, step, offset, 1, coder, 16, 16, nets, rows, predict)
+
+
+@cache
+def _interpolation_nets() -> _core.LearnedNets:
+    return networks_of(_interpolation_pack())[0]
 
 
 # ---- decisions of our choice -----------------------------------------------------------------------------------
@@ -281,8 +400,21 @@ def composed_case(rng: random.Random) -> None:
     """Compare the native core with the reference decoder on decisions that no encoder would take."""
     shape = _shape(rng, 250)
     kind = rng.choice(
-        ("interpolation", "interpolation", "causal", "causal", "local", "local", "labels", "lossless")
+        (
+            "interpolation",
+            "interpolation",
+            "causal",
+            "causal",
+            "local",
+            "local",
+            "labels",
+            "lossless",
+            "frames",
+            "frames",
+        )
     )
+    if kind == "frames":
+        shape = (rng.randint(1, 6), rng.randint(8, 11), rng.randint(8, 19))
     if kind == "labels":
         with _Composing(rng) as composer:
             expected = np.array(reference.decode_labels(b"", shape), np.uint8).reshape(shape)
@@ -339,18 +471,29 @@ def _composed_closed_loop(kind: str, shape: tuple[int, ...], rng: random.Random)
         )
     if kind == "local":
         predictor = Local()
+    if kind == "frames":
+        predictor = _any_frames(rng)
+    plan, fitted = predictor.pack(step, offset), b""
+    if isinstance(predictor, Frames):
+        fitted = _fitted(rng, predictor.forecaster, shape[0], -(-shape[1] // 16) * -(-shape[2] // 16))
     rejected = False
     with _Composing(rng) as composer, np.errstate(all="ignore"):
         loop = reference.ClosedLoop(dtype, shape, labels, b"", outliers)
         try:
-            getattr(reference, f"decode_{kind}")(loop, predictor.pack(step, offset))
+            if kind == "frames":
+                reference.decode_frames(loop, plan, fitted, predictor.model)
+            else:
+                getattr(reference, f"decode_{kind}")(loop, plan)
         except reference.RejectedStreamError:
             rejected = True
+    codes = composer.finish()
+    if kind == "frames":
+        codes = Writer().varint(len(fitted)).raw(fitted).raw(codes).done()
     out = np.zeros(shape, dtype)
     mask = np.array(labels, np.uint8).reshape(shape) if any(labels) or rng.random() < 0.2 else None
     try:
-        predictor.decode(composer.finish(), outliers[: loop.outliers_used].tobytes(), out, mask, step, offset)
-    except _core.CorruptDataError as error:
+        predictor.decode(codes, outliers[: loop.outliers_used].tobytes(), out, mask, step, offset)
+    except (_core.CorruptDataError, CorruptStreamError) as error:
         assert rejected, f"only the native core rejects this: {error}"
         return
     except ValueError:
@@ -368,6 +511,8 @@ def _composed_closed_loop(kind: str, shape: tuple[int, ...], rng: random.Random)
 def encode_case(rng: random.Random) -> None:
     """Encode random bits or noise at any scale, and check the result."""
     shape, np_rng = _shape(rng, 4000, axes=5), np.random.default_rng(rng.getrandbits(32))
+    if rng.random() < 0.3:
+        shape = (rng.randint(2, 9), rng.randint(8, 20), rng.randint(8, 20))
     dtype = np.dtype(rng.choice(("f4", "f8", "f2", "i1", "i4", "i8", "u1", "u2", "u8")))
     array = np.frombuffer(np_rng.bytes(math.prod(shape) * dtype.itemsize), dtype).reshape(shape).copy()
     if dtype.kind == "f" and rng.random() < 0.8:
@@ -381,7 +526,13 @@ def encode_case(rng: random.Random) -> None:
     value = 10.0 ** (rng.uniform(-7, -0.1) if mode != "abs" else rng.uniform(-40, 40))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        stream = pipeline.encode(array, ErrorBound(mode, value), effort=rng.choice(pipeline.EFFORTS))
+        stream = pipeline.encode(
+            array,
+            ErrorBound(mode, value),
+            effort=rng.choice(pipeline.EFFORTS),
+            models=[_interpolation_pack()] if rng.random() < 0.3 else [],
+            forecasters=rng.choice((None, None, [], [Nearest], [LeastSquares], [Motion])),
+        )
     decoded, tolerance = pipeline.decode(stream), pipeline.describe(stream).tolerance
     kept = (
         ErrorBound("abs" if mode == "range_rel" else mode, tolerance) if tolerance else ErrorBound("lossless")
@@ -389,11 +540,76 @@ def encode_case(rng: random.Random) -> None:
     assert first_violation(array, decoded, kept) is None
 
 
+def _model(rng: random.Random) -> Stepping | StateCodec:
+    """Return a foundation model: a sound one, one whose numerics differ, or one that says nonsense."""
+    wild = rng.choice((math.nan, math.inf, 3e38, 0.0))
+    off = np.float32(10.0 ** rng.uniform(-9, 0))
+    history = rng.choice((1, 1, 2))
+    last: Callable[[np.ndarray], np.ndarray] = lambda states: states if history == 1 else states[-1]  # noqa: E731
+    kind = rng.randrange(4)
+    if kind == 3:
+        return StateCodec(
+            lambda state: (
+                np.nan_to_num(state.reshape(-1)[:4], posinf=0, neginf=0).clip(-1e9, 1e9).astype(np.int32)
+            ),
+            lambda latents: np.full((1, *GRID), latents[0], np.float32),
+            latents=4,
+            name="fuzzed",
+            version="1",
+        )
+    functions = (
+        lambda states: np.float32(0.9) * last(states),
+        lambda states: np.full_like(last(states), wild),
+        lambda states: last(states)[..., ::-1],
+    )
+    return Stepping(
+        functions[kind],
+        other=lambda states: functions[kind](states) + off * np.float32(rng.choice((-1, 1))),
+        name="fuzzed",
+        version="1",
+        history=history,
+    )
+
+
+GRID = (9, 11)
+
+
+def forecast_case(rng: random.Random) -> None:
+    """Encode states with a foundation model, and check the result, model-free too; or be told that the model will not do."""
+    np_rng, model = np.random.default_rng(rng.getrandbits(32)), _model(rng)
+    with np.errstate(all="ignore"):
+        states = np_rng.standard_normal((rng.randint(1, 6), *GRID)).cumsum(axis=-1) * 10.0 ** rng.randint(
+            -30, 30
+        )
+        if rng.random() < 0.7:
+            states = states[:1] + 0.1 * states
+        states = states.astype(rng.choice(("f4", "f8")))
+    for _ in range(rng.randint(0, 3)):
+        states[np_rng.random(states.shape) < 0.1] = rng.choice((math.nan, math.inf, -9999.0, 0.0))
+    if rng.random() < 0.2:
+        states[rng.randrange(len(states))] = math.nan
+    finite = np.abs(states[np.isfinite(states)])
+    value = float(finite.max(initial=1.0)) * 10.0 ** rng.uniform(-5, 0) or 1.0
+    place = Coordinates(("t@850",), 0, 3600, (50.0, 0.25), (5.0, 0.25))
+    bound = ErrorBound("abs", value)
+    try:
+        stream = pipeline.encode(states, bound, forecast=Forecasting(model, place))
+    except UnstableForecastError:
+        return
+    known = {model.digest: model}
+    decoded = pipeline.decode(stream, find_forecaster=known.__getitem__)
+    kept = bound if pipeline.describe(stream).tolerance else ErrorBound("lossless")
+    assert first_violation(states, decoded, kept) is None
+    free = pipeline.materialise(stream, find_forecaster=known.__getitem__)
+    assert pipeline.decode(free).tobytes() == decoded.tobytes()
+
+
 CASES: dict[str, Callable[[random.Random], None]] = {
     "stream": stream_case,
     "core": core_case,
     "composed": composed_case,
     "encode": encode_case,
+    "forecast": forecast_case,
 }
 
 

@@ -22,7 +22,9 @@ from aesz_codec.predictors.verified import Encoded
 from aesz_codec.stream import Coder, Method, Section, Stream, Writer
 from aesz_codec.train.packing import write_pack
 
-__all__ = ["claimed_bytes", "golden", "header_length", "repaired", "samples"]
+__all__ = ["GOLDEN_MODELS", "claimed_bytes", "golden", "header_length", "repaired", "samples"]
+
+GOLDEN_MODELS = Path(__file__).parent.parent / "golden" / "models"
 
 ITEM_SIZES = (2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8)  # by the number of the dtype
 
@@ -125,7 +127,7 @@ def cycled(array: np.ndarray, tolerance: float) -> bytes:
 def samples() -> dict[str, bytes]:
     """Return streams that together use every method, section, transform and width."""
     rng = np.random.default_rng(3)
-    pack = Pack.from_file(Path(__file__).parent.parent / "golden" / "models" / "interpolation.aeszpack")
+    pack = Pack.from_file(GOLDEN_MODELS / "interpolation.aeszpack")
     land = waves(11, 13, noise=0.05)
     land[3:8, 4:9] = np.nan
     land[0, 1], land[9, 9] = np.inf, 1e30
@@ -190,7 +192,7 @@ def samples() -> dict[str, bytes]:
     out["static-spiky"] = encode(spiky, "abs", 0.01, "fast")
     out["side"] = sided(frames, 0.05)
     out["cycle"] = cycled(frames, 0.05)
-    forecaster = Pack.from_file(Path(__file__).parent.parent / "golden" / "models" / "forecaster.aeszpack")
+    forecaster = Pack.from_file(GOLDEN_MODELS / "forecaster.aeszpack")
     for coder in (Coder.ADAPTIVE, Coder.STATIC, Coder.MIXED):
         out[f"forecast-{coder.name.lower()}"] = forced(
             waves(3, 9, 11, noise=0.05), 0.02, Causal(coder, forecaster)
@@ -206,10 +208,9 @@ def samples() -> dict[str, bytes]:
 
 def golden() -> dict[str, bytes]:
     """Return the golden streams, without those that must be rejected as they are; the zoo will know the packs they name."""
-    folder = Path(__file__).parent.parent / "golden"
-    for path in (folder / "models").glob("*.aeszpack"):
+    for path in GOLDEN_MODELS.glob("*.aeszpack"):
         zoo.embed(path.read_bytes())
-    files = [path for path in sorted(folder.glob("*/*.aesz")) if path.parent.name != "reject"]
+    files = [path for path in sorted(GOLDEN_MODELS.parent.glob("*/*.aesz")) if path.parent.name != "reject"]
     return {f"{path.parent.name}/{path.stem}": path.read_bytes() for path in files}
 
 
