@@ -23,7 +23,7 @@ import numpy.typing as npt
 from .. import _core
 from ..packs import Pack
 from ..stream import Coder, Method, Reader, Writer, corrupt
-from .external import pack_tag, predicted, unpack_tag
+from .external import EXTERNAL, pack_tag, predicted, unpack_tag
 from .forecasts import (
     MOST_DISTANCE,
     Example,
@@ -208,7 +208,7 @@ class Frames:
     def _references(self, forecaster: Forecaster, out: Floats) -> Any:
         """Return what gives the native core the references of frames: sums of those in `out`, or a callable."""
         planes = math.prod(out.shape[1 : self.batch])
-        if isinstance(forecaster, Summing):
+        if forecaster.tag != EXTERNAL and isinstance(forecaster, Summing):
             return _sums(forecaster, out.shape[0], planes, self.distance)
         frames = out.reshape(-1, *out.shape[self.batch :])
         order = {step.time: step for step in steps(out.shape[0], self.distance)}
