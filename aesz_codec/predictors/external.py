@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
 from ..errors import InvalidConfigError, ModelInputError, ModelNotFoundError
 from ..stream import Reader, Writer, corrupt
-from .forecasts import FORECASTERS, Example, Forecaster, Source, Step
+from .forecasts import FORECASTERS, Forecaster, Source, Step
 
 if TYPE_CHECKING:
     from . import Floats
@@ -245,31 +244,17 @@ def unpack_tag(tag: int, plan: Reader) -> Forecaster | None:
     try:
         return find(name)()
     except (ModelNotFoundError, InvalidConfigError):
-        absent: type[_Absent] = type("Absent", (_Absent,), {"name": name})
-        return absent()
+        return cast("Forecaster", type("Absent", (_Absent,), {"name": name})())
 
 
 class _Absent:
-    """Stands for a forecaster that this process cannot find."""
+    """Stands for a forecaster that this process cannot find: all that is asked of one before it has been fitted."""
 
     tag: ClassVar[int] = EXTERNAL
     name: ClassVar[str]
     every: ClassVar[bool] = False
 
     @classmethod
-    def unpack(cls, reader: Reader) -> Self:
-        """Raise what `find` raises."""
-        find(cls.name)
-        return cls()
-
-    def fit(self, examples: Sequence[Example], tolerance: float) -> NoReturn:
-        """See `unpack`, without which nobody has an object that was fitted."""
-        raise NotImplementedError(self.name)
-
-    def predict(self, step: Step, plane: int, source: Source) -> NoReturn:
-        """See `fit`."""
-        raise NotImplementedError(self.name)
-
-    def pack(self) -> NoReturn:
-        """See `fit`."""
-        raise NotImplementedError(self.name)
+    def unpack(cls, reader: Reader) -> Forecaster:
+        """Raise what `find` raises, unless the forecaster has come since."""
+        return find(cls.name).unpack(reader)
