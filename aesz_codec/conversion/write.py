@@ -9,11 +9,13 @@ checksums go into the record of the task, and what was put once is never fetched
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -225,13 +227,15 @@ def _written(task: WriteTask, block: np.ndarray, clock: _Clock) -> TaskRecord:
         piece = block[part]
         with np.errstate(over="ignore"):
             values = piece.astype(task.dtype, copy=False)
-        array[region] = values
+        with record.watching(region, piece, values, array.chunks) as measured:
+            array[region] = values
         clock.lap("encode")
-        for inner in regions(piece.shape, array.chunks) if piece.ndim else [()]:  # of a shard, one by one
-            place = tuple(
-                slice(s.start + r.start, s.stop + r.start) for s, r in zip(inner, region, strict=True)
-            )
-            record.add(place, piece[inner], values[inner], np.asarray(array[place]))
+        if not measured():
+            for inner in regions(piece.shape, array.chunks) if piece.ndim else [()]:  # of a shard, one by one
+                place = tuple(
+                    slice(s.start + r.start, s.stop + r.start) for s, r in zip(inner, region, strict=True)
+                )
+                record.add(place, piece[inner], values[inner], np.asarray(array[place]))
         unit = tuple(side.start // n for side, n in zip(region, task.unit, strict=True))
         if task.coded:
             record.describe(stored.unit_chunks(unit))
@@ -258,6 +262,38 @@ class _Measured:
         self.histogram = np.zeros(BINS, np.int64)
         # The range was that of the values, its tolerance is what is left after rounding: compare what was stored.
         self.of_stored = task.requested.mode == "range_rel" or task.resolved.mode == "lossless"
+
+    @contextmanager
+    def watching(
+        self, region: Region, piece: np.ndarray, values: np.ndarray, chunks: tuple[int, ...]
+    ) -> Iterator[Callable[[], bool]]:
+        """Measure what the encoder decodes to check itself, and say afterwards whether that was every value.
+
+        It is not where chunks are padded at the edge of the array, or not coded as they hold nothing but fill value, or
+        where the source is of another dtype than the chunk and it is not known where in the unit that lies.
+        """
+        whole = all(n % chunk == 0 for n, chunk in zip(piece.shape, chunks, strict=True))
+        same = self.of_stored or piece.dtype == values.dtype
+        if not self.task.coded or not whole or not (same or piece.shape == tuple(chunks)):
+            yield lambda: False
+            return
+        part = _Measured(self.task)
+        lock = threading.Lock()
+
+        def measure(original: np.ndarray, decoded: np.ndarray) -> None:
+            with lock:
+                part.add(region, original if same else piece, original, decoded)
+
+        token = pipeline.when_checked.set(measure)
+        try:
+            yield lambda: part.errors.n == piece.size and self._take(part)
+        finally:
+            pipeline.when_checked.reset(token)
+
+    def _take(self, part: _Measured) -> bool:
+        self.errors = self.errors.merge(part.errors)
+        self.histogram += part.histogram
+        return True
 
     def add(self, region: Region, piece: np.ndarray, values: np.ndarray, values_hat: np.ndarray) -> None:
         if not self.task.coded:
