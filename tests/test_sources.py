@@ -234,3 +234,29 @@ def test_what_is_stored_and_what_it_means(tmp_path):
     with open_sources(tmp_path / "in.nc") as source:
         assert (source.decoded.t2m.dtype.kind, source.stored.t2m.dtype.kind) == ("f", "i")
         assert source.identity()[0][0].endswith("in.nc")
+
+
+@pytest.mark.parametrize("options", [{"scheduler": "synchronous"}, {"workers": 2}], ids=["one", "processes"])
+def test_grib(tmp_path, options):
+    eccodes = pytest.importorskip("eccodes")
+    pytest.importorskip("cfgrib")
+    grid = {"Ni": 36, "Nj": 19, "iDirectionIncrementInDegrees": 10, "jDirectionIncrementInDegrees": 10}
+    corners = {"First": (90, 0), "Last": (-90, 350)}
+    fields = 280 + np.random.default_rng(0).normal(size=(6, 19, 36)).cumsum(axis=2)
+    with (tmp_path / "in.grib").open("wb") as file:
+        for hour, field in enumerate(fields):
+            message = eccodes.codes_grib_new_from_samples("regular_ll_sfc_grib2")
+            keys = {**grid, "date": 20240101, "hour": hour, "bitsPerValue": 16, "shortName": "2t"}
+            for which, (latitude, longitude) in corners.items():
+                keys[f"latitudeOf{which}GridPointInDegrees"] = latitude
+                keys[f"longitudeOf{which}GridPointInDegrees"] = longitude
+            for key, value in keys.items():
+                eccodes.codes_set(message, key, value)
+            eccodes.codes_set_values(message, field.ravel())
+            eccodes.codes_write(message, file)
+            eccodes.codes_release(message)
+    convert(tmp_path / "in.grib", tmp_path / "out.zarr", {"t2m": 0.05}, chunks={"time": 2}, **options)
+    with xr.open_zarr(tmp_path / "out.zarr", chunks=None) as stored:
+        assert stored.t2m.units == "K" and str(stored.time.values[1]) == "2024-01-01T01:00:00.000000000"
+        assert float(np.abs(stored.t2m.values - fields).max()) <= 0.06  # 16 bits in the file
+    assert verify(tmp_path / "in.grib", tmp_path / "out.zarr").ok

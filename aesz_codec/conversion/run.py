@@ -478,6 +478,13 @@ class _Target:
     @classmethod
     def of(cls, store: StoreLike, storage_options: Mapping[str, Any] | None) -> _Target:
         final = open_address(store, storage_options=storage_options)
+        if type(final.store).__name__ == "IcechunkStore":
+            raise ConversionError.at(
+                "store",
+                found="a store of icechunk",
+                expected="one that takes other objects than Zarr's, for the journal",
+                remedy="write through xarray: ds.to_zarr(session.store, encoding=encoding_for(ds, ...))",
+            )
         if final.path is None:
             return cls(final, final)
         partial = open_folder(final.path.with_name(final.path.name + PARTIAL))
