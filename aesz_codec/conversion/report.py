@@ -2,7 +2,7 @@
 
 Ratios, bounds and errors are those of every value, as the workers measured them while they wrote. Maps and spectra show
 one frame of each variable, in the middle of its other dimensions, read from the source and from the finished store. The
-histogram of errors is that of every sixteenth value.
+histogram of errors is that of a sample.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ __all__ = ["check_report", "make_report"]
 
 _LONGEST = 720  # points of a map along an axis
 _SPECTRUM = 200  # points of a spectrum
+_SHARES = (-1, -0.5, 0, 0.5, 1)  # of the bound, at axes
 _BLUE, _ORANGE, _GRAY = "#1f5fa8", "#c2571a", "#8a8f98"
 
 
@@ -222,7 +223,7 @@ def _pictures(
 
     units = str(plan.dataset.variables[v.name].attrs.get("units", ""))
     pictures = []
-    with rc_context({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False}):
+    with rc_context({"font.size": 14, "axes.spines.top": False, "axes.spines.right": False}):
         if x is not None and x_hat is not None:
             pictures.append(("Original, reconstruction and error of one frame", _maps(v, x, x_hat, units)))
         if v.histogram:
@@ -246,15 +247,16 @@ def _maps(v: VariableSummary, x: np.ndarray, x_hat: np.ndarray, units: str) -> s
     allowed = v.resolved.value if v.resolved.mode == "abs" else None
     if allowed:
         error = error / allowed
-    title = "error / bound" if allowed else f"error {units}"
+    of_units = f" ({units})" if units else ""
+    title = "error / bound" if allowed else f"error{of_units}"
     height = 5.2 * min(1.2, max(0.3, x.shape[0] / x.shape[1])) + 0.7
     figure = Figure(figsize=(6, 3 * height), layout="constrained")
     finite = x[np.isfinite(x)]
     low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 1.0)
     limit = 1.0 if allowed else float(np.nanmax(np.abs(error), initial=0.0)) or 1.0
     panels: list[tuple[str, np.ndarray, Any]] = [
-        (f"original {units}", x, {"vmin": low, "vmax": high, "cmap": "viridis"}),
-        (f"reconstruction {units}", x_hat, {"vmin": low, "vmax": high, "cmap": "viridis"}),
+        (f"original{of_units}", x, {"vmin": low, "vmax": high, "cmap": "viridis"}),
+        (f"reconstruction{of_units}", x_hat, {"vmin": low, "vmax": high, "cmap": "viridis"}),
         (title, error, {"vmin": -limit, "vmax": limit, "cmap": "RdBu_r"}),
     ]
     for number, (name, values, how) in enumerate(panels):
@@ -262,7 +264,8 @@ def _maps(v: VariableSummary, x: np.ndarray, x_hat: np.ndarray, units: str) -> s
         image = axes.imshow(values, aspect="auto", interpolation="nearest", **how)
         axes.set_title(name, loc="left")
         axes.set_axis_off()
-        figure.colorbar(image, ax=axes, shrink=0.9, pad=0.01)
+        ticks = _SHARES if allowed and values is error else None
+        figure.colorbar(image, ax=axes, shrink=0.9, pad=0.01, ticks=ticks)
     return _url(figure, "png")
 
 
@@ -273,6 +276,7 @@ def _histogram(counts: Sequence[int]) -> str:
     axes = figure.add_subplot()
     edges = np.linspace(-1, 1, len(counts) + 1)
     axes.bar(edges[:-1], np.asarray(counts) / max(1, sum(counts)), np.diff(edges), align="edge", color=_BLUE)
+    axes.set_xticks(_SHARES)
     axes.set_xlabel("error / bound")
     axes.set_ylabel("share of values")
     return _url(figure, "svg")
@@ -351,7 +355,7 @@ def _page(content: Mapping[str, Any], pictures: Mapping[str, Sequence[tuple[str,
     body.extend(_section(v, pictures[v["name"]]) for v in content["variables"])
     body.append(
         "<h2>How it was measured</h2><p>Largest errors and PSNR are over every value, in float64, between the source and what "
-        "the stored bytes decode to. Maps and spectra show one frame in the middle; the histogram every sixteenth value. "
+        "the stored bytes decode to. Maps and spectra show one frame in the middle; the histogram a sample of the values. "
         "Seconds are those of all workers together.</p>"
     )
     return (
