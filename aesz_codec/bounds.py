@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from . import _core
 from .errors import InvalidBoundError, InvalidConfigError, UnsupportedDtypeError
 
 __all__ = [
@@ -187,20 +188,24 @@ def finite_range(array: npt.ArrayLike, ignore: Iterable[float] = ()) -> tuple[fl
     Values equal to one in `ignore` (fill values) do not count.  Integers come back as exact Python ints.
     """
     values = np.asarray(array)
-    fills = [fill for fill in ignore if math.isfinite(fill)]
+    with np.errstate(over="ignore"):  # a fill value beyond the dtype equals nothing
+        fills = [values.dtype.type(fill).item() if values.dtype.kind == "f" else fill for fill in ignore]
+    fills = [fill for fill in fills if math.isfinite(fill)]
     lowest: float | None = None
     highest: float | None = None
     for (block,) in _blocks(values):
-        keep = np.isfinite(block)
-        with np.errstate(over="ignore"):  # a fill value beyond the dtype equals nothing
+        with np.errstate(invalid="ignore"):  # signaling NaN
+            low, high = block.min().item(), block.max().item()  # NaN if there is one
+        if not -math.inf < low <= high < math.inf or any(low <= fill <= high for fill in fills):
+            keep = np.isfinite(block)
             for fill in fills:
                 keep &= block != fill
-        if not keep.all():
             block = block[keep]
-        if block.size:
+            if not block.size:
+                continue
             low, high = block.min().item(), block.max().item()
-            lowest = low if lowest is None else min(lowest, low)
-            highest = high if highest is None else max(highest, high)
+        lowest = low if lowest is None else min(lowest, low)
+        highest = high if highest is None else max(highest, high)
     return None if lowest is None or highest is None else (lowest, highest)
 
 
@@ -330,17 +335,19 @@ def error_summary(
 
 def _block_summary(x: np.ndarray, x_hat: np.ndarray, bound: ErrorBound) -> ErrorSummary:
     if bound.mode == "abs" and bound.value is not None and x.dtype.kind == x_hat.dtype.kind == "f" and x.size:
-        error = _absolute_error(x, x_hat)
-        largest = float(error.max())
-        if largest <= bound.value:  # so that all are finite: the quick way, and nearly always the one
+        wide = np.result_type(x, x_hat, np.float32)
+        largest, sum_squared_error, minimum, maximum = _core.error_moments(
+            x.astype(wide, copy=False), x_hat.astype(wide, copy=False)
+        )
+        if largest <= bound.value and math.isfinite(sum_squared_error):  # nearly always
             return ErrorSummary(
                 n=x.size,
                 n_finite=x.size,
                 max_abs_error=largest,
                 max_error_over_bound=largest / bound.value,
-                sum_squared_error=float(np.dot(error, error)),
-                minimum=float(x.min()),
-                maximum=float(x.max()),
+                sum_squared_error=sum_squared_error,
+                minimum=minimum,
+                maximum=maximum,
             )
     inside = _inside(x, x_hat, bound)
     violations = int(x.size - np.count_nonzero(inside))

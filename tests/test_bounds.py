@@ -372,3 +372,29 @@ def test_errors_are_also_those_of_python():
     assert issubclass(errors.InvalidConfigError, ValueError)
     assert issubclass(errors.UnsupportedDtypeError, TypeError)
     assert issubclass(errors.TruncatedStreamError, errors.CorruptStreamError)
+
+
+@pytest.mark.parametrize("dtypes", [("f4", "f4"), ("f8", "f8"), ("f8", "f4")], ids="/".join)
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 1000])
+def test_the_quick_way_measures_what_the_slow_one_does(dtypes, size):
+    rng = np.random.default_rng(size)
+    x = rng.normal(size=size).astype(dtypes[0])
+    x_hat = (x + rng.uniform(-0.1, 0.1, size)).astype(dtypes[1])
+    found = error_summary(x, x_hat, ErrorBound("abs", 0.2))
+    error = np.abs(x.astype("f8") - x_hat)
+    assert (found.n, found.n_finite, found.violations) == (size, size, 0)
+    assert found.max_abs_error == error.max() and found.max_error_over_bound == error.max() / 0.2
+    assert found.sum_squared_error == pytest.approx((error**2).sum())
+    assert (found.minimum, found.maximum) == (x.min(), x.max())
+    x[-1] = np.nan
+    assert error_summary(x, x_hat, ErrorBound("abs", 0.2)).violations == 1
+
+
+@pytest.mark.parametrize("fill", [1e20, -9999.0, np.nan, 1e300])
+def test_a_range_without_fill_values(fill):
+    """As the values have them: rounded to float32."""
+    with np.errstate(over="ignore"):
+        values = np.array([1, 2, fill, 3, np.inf, np.nan], "f4")
+    assert finite_range(values, (fill,)) == (1.0, 3.0)
+    assert finite_range(values[2:3], (fill,)) is None
+    assert finite_range(values[:2], (fill,)) == (1.0, 2.0)

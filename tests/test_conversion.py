@@ -12,9 +12,17 @@ import pytest
 import xarray as xr
 import zarr
 
+from aesz_codec import pipeline
 from aesz_codec.bounds import ErrorBound, error_summary
 from aesz_codec.conversion import convert
-from aesz_codec.errors import ConversionError, InvalidBoundError, InvalidConfigError, UnsupportedDtypeError
+from aesz_codec.conversion.write import WriteTask, _Measured
+from aesz_codec.errors import (
+    ConversionError,
+    ErrorBoundViolation,
+    InvalidBoundError,
+    InvalidConfigError,
+    UnsupportedDtypeError,
+)
 
 DIMS = ("time", "lat", "lon")
 SHAPE = (20, 12, 18)
@@ -224,7 +232,7 @@ def test_summary_is_measured(source, tmp_path):
 @pytest.mark.parametrize("chunks", [{"time": 5}, {"time": 8}, {"time": 4, "lat": 5}], ids=str)
 @pytest.mark.parametrize("shards", [None, {"time": 40}])
 def test_what_the_encoder_checked_is_what_is_stored(source, tmp_path, chunks, shards):
-    """Whole chunks are measured when the encoder checks itself, padded ones when they are read back: the same numbers."""
+    """Measured when the encoder checks itself: padded chunks, several of a shard, packed sources."""
     bounds = {"t2m": 0.05, "msl": ("pw_rel", 1e-3), "packed": 0.02}
     summary = convert(source, tmp_path / "out.zarr", bounds, chunks=chunks, shards=shards)
     with numbers(source) as a, numbers(tmp_path / "out.zarr") as b:
@@ -236,6 +244,38 @@ def test_what_the_encoder_checked_is_what_is_stored(source, tmp_path, chunks, sh
             assert v.errors.max_error_over_bound == pytest.approx(expected.max_error_over_bound)
             assert v.errors.sum_squared_error == pytest.approx(expected.sum_squared_error)
             assert (v.errors.minimum, v.errors.maximum) == (expected.minimum, expected.maximum)
+
+
+def test_nothing_is_decoded_twice(source, tmp_path, monkeypatch):
+    def read(array, place):
+        raise AssertionError(f"read back: {place}")
+
+    monkeypatch.setattr(zarr.Array, "__getitem__", read)
+    convert(
+        source, tmp_path / "out.zarr", {"t2m": 0.05, "packed": 0.02}, variables=["t2m", "packed"],
+        chunks={"time": 8, "lat": 5}, shards={"time": 16, "lat": 15}, scheduler="synchronous",
+    )  # fmt: skip
+
+
+def test_only_what_is_stored_is_measured():
+    """Encoders use encoders: what those check are no chunks, even if they have their shape."""
+    bound = ErrorBound("abs", 0.1)
+    task = WriteTask(
+        "v", (slice(0, 6),), None, None, np.dtype("f4"), unit=(6,), requested=bound, resolved=bound
+    )
+    values = np.arange(6, dtype="f4")
+    record = _Measured(task)
+    with record.watching((slice(0, 6),), values.astype("f8"), values, (4,)) as unseen:
+        tell = pipeline.when_checked.get()
+        tell(values[:4] + 1, values[:4] + 1)
+        tell(values[:4].astype("i4"), values[:4].astype("i4"))
+        assert unseen == [(slice(0, 4),), (slice(4, 6),)] and record.errors.n == 0
+        tell(np.array([4, 5, 0, 0], "f4"), np.array([4, 5.0625, 9, 9], "f4"))
+        assert unseen == [(slice(0, 4),)]
+        assert (record.errors.n, record.errors.max_abs_error) == (2, 0.0625)
+        with pytest.raises(ErrorBoundViolation, match=r"v\[0:4\]"):
+            tell(values[:4], values[:4] + 1)
+    assert pipeline.when_checked.get() is None
 
 
 def test_chosen_variables_bring_their_bounds_and_grid(source, tmp_path):

@@ -14,7 +14,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Failure", "TaskRecord", "WriteTask", "create_objects", "root_objects", "run_task"]
 
 BINS = 64  # of the histogram of errors, from -1 to 1 times the bound
-_SAMPLE = 16  # one of so many values is in it
+_SAMPLE = 61  # one of so many values of a large chunk is in it; no divisor of the usual lengths of rows
+_SAMPLE_LEAST = 4096  # values of a chunk that are, if it has as many
 
 _STORAGE_KEYS = {
     *(
@@ -227,15 +228,12 @@ def _written(task: WriteTask, block: np.ndarray, clock: _Clock) -> TaskRecord:
         piece = block[part]
         with np.errstate(over="ignore"):
             values = piece.astype(task.dtype, copy=False)
-        with record.watching(region, piece, values, array.chunks) as measured:
+        with record.watching(region, piece, values, array.chunks) as unseen:
             array[region] = values
         clock.lap("encode")
-        if not measured():
-            for inner in regions(piece.shape, array.chunks) if piece.ndim else [()]:  # of a shard, one by one
-                place = tuple(
-                    slice(s.start + r.start, s.stop + r.start) for s, r in zip(inner, region, strict=True)
-                )
-                record.add(place, piece[inner], values[inner], np.asarray(array[place]))
+        for inner in unseen:
+            place = _moved(inner, region)
+            record.add(place, piece[inner], values[inner], np.asarray(array[place]))
         unit = tuple(side.start // n for side, n in zip(region, task.unit, strict=True))
         if task.coded:
             record.describe(stored.unit_chunks(unit))
@@ -249,6 +247,18 @@ def _written(task: WriteTask, block: np.ndarray, clock: _Clock) -> TaskRecord:
             del objects[key]
         clock.lap("write")
     return record.result(written, clock)
+
+
+def _moved(inner: Region, region: Region) -> Region:
+    """Return a region of a region as one of the whole array."""
+    return tuple(slice(s.start + r.start, s.stop + r.start) for s, r in zip(inner, region, strict=True))
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    a, b = a.view(bits), b.view(bits)
+    line = (0,) * (a.ndim - 1)
+    return bool((a[line] == b[line]).all()) and bool((a == b).all())
 
 
 class _Measured:
@@ -266,34 +276,32 @@ class _Measured:
     @contextmanager
     def watching(
         self, region: Region, piece: np.ndarray, values: np.ndarray, chunks: tuple[int, ...]
-    ) -> Iterator[Callable[[], bool]]:
-        """Measure what the encoder decodes to check itself, and say afterwards whether that was every value.
+    ) -> Iterator[list[Region]]:
+        """Measure each chunk with what the encoder decodes of its stream to check itself.
 
-        It is not where chunks are padded at the edge of the array, or not coded as they hold nothing but fill value, or
-        where the source is of another dtype than the chunk and it is not known where in the unit that lies.
+        Yields the places, within `piece`, of the chunks that have not been seen yet. Those that are left at the end were
+        not coded, as they hold nothing but fill value or another codec stores them.
         """
-        whole = all(n % chunk == 0 for n, chunk in zip(piece.shape, chunks, strict=True))
-        same = self.of_stored or piece.dtype == values.dtype
-        if not self.task.coded or not whole or not (same or piece.shape == tuple(chunks)):
-            yield lambda: False
-            return
-        part = _Measured(self.task)
-        lock = threading.Lock()
+        unseen: list[Region] = list(regions(piece.shape, chunks)) if piece.ndim else [()]
+        lock = threading.Lock()  # Zarr codes the chunks of a shard in threads of its own
 
         def measure(original: np.ndarray, decoded: np.ndarray) -> None:
+            """Find the place by its values: an encoder that is used by another one is given others."""
+            if original.shape != tuple(chunks) or original.dtype != values.dtype:
+                return
             with lock:
-                part.add(region, original if same else piece, original, decoded)
+                for inner in unseen:
+                    inside = tuple(slice(0, side.stop - side.start) for side in inner)  # the rest is padding
+                    if _same_bits(original[inside], values[inner]):
+                        self.add(_moved(inner, region), piece[inner], values[inner], decoded[inside])
+                        unseen.remove(inner)
+                        return
 
-        token = pipeline.when_checked.set(measure)
+        token = pipeline.when_checked.set(measure if self.task.coded else None)
         try:
-            yield lambda: part.errors.n == piece.size and self._take(part)
+            yield unseen
         finally:
             pipeline.when_checked.reset(token)
-
-    def _take(self, part: _Measured) -> bool:
-        self.errors = self.errors.merge(part.errors)
-        self.histogram += part.histogram
-        return True
 
     def add(self, region: Region, piece: np.ndarray, values: np.ndarray, values_hat: np.ndarray) -> None:
         if not self.task.coded:
@@ -314,7 +322,8 @@ class _Measured:
         bound = self.task.resolved
         if bound.value is None:
             return
-        x, x_hat = (a.reshape(-1)[::_SAMPLE].astype(np.float64) for a in (original, values_hat))
+        step = max(1, min(_SAMPLE, original.size // _SAMPLE_LEAST))
+        x, x_hat = (a.reshape(-1)[::step].astype(np.float64) for a in (original, values_hat))
         allowed = bound.value if bound.mode == "abs" else bound.value * np.abs(x)
         with np.errstate(divide="ignore", invalid="ignore"):
             place = ((x_hat - x) / allowed + 1) * (BINS / 2)

@@ -287,6 +287,40 @@ AESZ_TARGET bool all_within(const T* x, const T* y, int64_t count, double tolera
     return true;
 }
 
+// Of the errors abs(x - y), in float64, and of x.  The sum is added up in one order on every machine.
+template <class T>
+AESZ_TARGET ErrorMoments<T> error_moments(const T* x, const T* y, int64_t count) {
+    constexpr int kLanes = 16;
+    double largest[kLanes] = {}, sum[kLanes] = {};
+    T lowest[kLanes], highest[kLanes];
+    for (int k = 0; k < kLanes; ++k) lowest[k] = highest[k] = x[0];
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes)
+        for (int k = 0; k < kLanes; ++k) {
+            const T value = x[i + k];
+            const double error = std::abs(static_cast<double>(value) - static_cast<double>(y[i + k]));
+            largest[k] = error > largest[k] ? error : largest[k];
+            sum[k] += error * error;
+            lowest[k] = value < lowest[k] ? value : lowest[k];
+            highest[k] = value > highest[k] ? value : highest[k];
+        }
+    ErrorMoments<T> all{0.0, 0.0, x[0], x[0]};
+    for (int k = 0; k < kLanes; ++k) {
+        all.largest = largest[k] > all.largest ? largest[k] : all.largest;
+        all.sum += sum[k];
+        all.lowest = lowest[k] < all.lowest ? lowest[k] : all.lowest;
+        all.highest = highest[k] > all.highest ? highest[k] : all.highest;
+    }
+    for (; i < count; ++i) {
+        const double error = std::abs(static_cast<double>(x[i]) - static_cast<double>(y[i]));
+        all.largest = error > all.largest ? error : all.largest;
+        all.sum += error * error;
+        all.lowest = x[i] < all.lowest ? x[i] : all.lowest;
+        all.highest = x[i] > all.highest ? x[i] : all.highest;
+    }
+    return all;
+}
+
 // Adds weighted products of `n` features with themselves, up to the diagonal at least, and with the target.
 template <int Stride>
 AESZ_TARGET void add_products(const double* AESZ_RESTRICT feature, double target, double weight, int n,

@@ -26,6 +26,12 @@ struct Stencil {
     }
 };
 
+template <class T>
+struct ErrorMoments {
+    double largest, sum;  // of the errors, of their squares: not finite if a value is not
+    T lowest, highest;    // of the originals
+};
+
 // Codes around a line that are known before the line is.
 struct NeighbourLines {
     int near_count = 0;  // nearest points of earlier passes, as offsets; those of the last point apart
@@ -139,6 +145,11 @@ inline void classify_even(const uint8_t* network, const uint32_t* expected, int6
 // `beside`: codes of the even points, one more than there are odd ones.
 inline void classify_odd(const uint8_t* network, const uint32_t* expected, const int32_t* beside, int64_t count, uint8_t* scale) {
     (kAvx2 ? avx2::classify_odd : portable::classify_odd)(network, expected, beside, count, scale);
+}
+
+template <class T>
+ErrorMoments<T> error_moments(const T* x, const T* y, int64_t count) {
+    return kAvx2 ? avx2::error_moments(x, y, count) : portable::error_moments(x, y, count);
 }
 
 template <class T>

@@ -571,6 +571,15 @@ bool within(Input<T> original, Input<T> reconstruction, double tolerance) {
     return all_within(original.data(), reconstruction.data(), static_cast<int64_t>(original.size()), tolerance);
 }
 
+// Largest error, sum of squared errors (not finite if a value is not), least and greatest of the originals.
+template <class T>
+std::tuple<double, double, double, double> moments_of_errors(Input<T> original, Input<T> reconstruction) {
+    if (original.size() != reconstruction.size() || !original.size()) throw std::invalid_argument("sizes differ, or are zero");
+    nb::gil_scoped_release release;
+    const auto found = error_moments(original.data(), reconstruction.data(), static_cast<int64_t>(original.size()));
+    return {found.largest, found.sum, found.lowest, found.highest};
+}
+
 Activation activation(int lo, int hi, int slope = 0) {
     check(lo <= 0 && lo >= -2047 && hi >= 0 && hi <= 4095 && slope >= 0 && slope <= 8, "range of an activation");
     return {static_cast<int16_t>(lo), static_cast<int16_t>(hi), slope};
@@ -754,6 +763,7 @@ void bind_floating(nb::module_& m) {
     m.def("decode_local", &decode_local<T>, nb::arg("codes"), nb::arg("out").noconvert(), nb::arg("mask").none(), nb::arg("step"),
           nb::arg("offset"));
     m.def("within", &within<T>, nb::arg("original").noconvert(), nb::arg("reconstruction").noconvert(), nb::arg("tolerance"));
+    m.def("error_moments", &moments_of_errors<T>, nb::arg("original").noconvert(), nb::arg("reconstruction").noconvert());
     m.def("decode_causal", &decode_causal<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("coder"),
           nb::arg("forecaster").none() = nb::none());
