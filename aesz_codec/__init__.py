@@ -1,7 +1,7 @@
 """Error-bounded compression of gridded data for NumPy, numcodecs, Zarr and xarray.
 
 `AESZ` is the codec for NumPy, numcodecs and Zarr format 2, `AESZCodec` the one for Zarr format 3, and
-`encoding_for` writes the ``encoding`` that ``xarray.Dataset.to_zarr`` takes.  `convert`, `verify` and
+`encoding_for` writes the ``encoding`` that ``xarray.Dataset.to_zarr`` takes.  `convert`, `append`, `verify` and
 `inspect_store` do what the commands of the same names do.  Errors are in `aesz_codec.errors`.
 
 Importing the package loads nothing else: each name brings in its module when it is first used.
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import errors as errors
     from .codec import AESZ as AESZ
+    from .conversion import append as append
     from .conversion import convert as convert
     from .encoding import encoding_for as encoding_for
     from .inspection import inspect_store as inspect_store
@@ -27,6 +28,7 @@ __all__ = [
     "AESZ",
     "AESZCodec",
     "__version__",
+    "append",
     "convert",
     "encoding_for",
     "errors",
@@ -37,6 +39,7 @@ __all__ = [
 _HOME = {
     "AESZ": "codec",
     "AESZCodec": "zarr_codec",
+    "append": "conversion",
     "convert": "conversion",
     "encoding_for": "encoding",
     "inspect_store": "inspection",

@@ -1,4 +1,4 @@
-"""The command ``aesz-codec``: demo, convert, verify, inspect, materialise, models, train.
+"""The command ``aesz-codec``: demo, convert, append, verify, inspect, materialise, models, train.
 
 Results go to standard output, progress and errors to standard error.  Exit status: 0 if all is well, 1 if
 `verify` found a value outside its bound or a chunk that cannot be read, if `convert --on-error skip` left
@@ -136,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     _add_convert(commands)
+    _add_append(commands)
     _add_verify(commands)
     _add_inspect(commands)
     _add_materialise(commands)
@@ -264,16 +265,48 @@ def _add_convert(commands: Any) -> None:
         "exit with status 1",
     )
     _add_work(convert)
-    convert.add_argument(
-        "--memory-limit",
-        metavar="SIZE",
-        help="what one worker may take, such as 1GB (default: half of the machine's memory, shared)",
-    )
+    _add_memory(convert)
     _add_cloud(convert)
     convert.add_argument(
         "--report", metavar="FILE", help="write a report: one HTML file, and the same as JSON beside it"
     )
     convert.set_defaults(run=_run_convert, writes="resumable")
+
+
+def _add_append(commands: Any) -> None:
+    append = commands.add_parser(
+        "append",
+        help="put a later part, such as a new month, behind the end of a store",
+        description="Append a later part, with the codec and the bounds that the store has. Until the end the store is "
+        "read as it was; what was stopped goes on with --resume. The store must end with a whole chunk (shard).",
+        epilog="example: aesz-codec append 'era5/2024-02-*.nc' s3://bucket/era5.zarr",
+    )
+    append.add_argument(
+        "source", nargs="+", help="the new part: file, pattern, URL or Zarr store, or several files"
+    )
+    append.add_argument("store", help="Zarr store that `aesz-codec convert` wrote")
+    append.add_argument("--dim", default="time", help="dimension (default: %(default)s)")
+    existing = append.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume", action="store_true", help="go on with an append of the same part that was stopped"
+    )
+    existing.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="drop what an append that was stopped has left, and begin anew",
+    )
+    _add_work(append)
+    _add_memory(append)
+    _add_cloud(append)
+    append.set_defaults(run=_run_append, writes="resumable")
+
+
+def _add_memory(command: Any) -> None:
+    command.add_argument(
+        "--memory-limit",
+        metavar="SIZE",
+        help="what one worker may take, such as 1GB (default: half of the machine's memory, shared)",
+    )
 
 
 def _add_work(command: Any) -> None:
@@ -617,6 +650,33 @@ def _run_convert(options: argparse.Namespace) -> int:
     if options.report:
         console.print(f"Report: {options.report}", soft_wrap=True)
     return 1 if summary.skipped else 0
+
+
+def _run_append(options: argparse.Namespace) -> int:
+    from .conversion import append
+
+    with _progress("none" if options.quiet else options.progress) as progress:
+        summary = append(
+            options.source[0] if len(options.source) == 1 else options.source,
+            options.store,
+            options.dim,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            workers=options.workers,
+            scheduler=options.scheduler,
+            memory_limit=options.memory_limit,
+            storage_options=_options("--storage-option", options.storage_option),
+            source_options=_options("--source-option", options.source_option),
+            progress=progress,
+        )
+    if options.quiet:
+        return 0
+    console = _console()
+    console.print(summary_table(summary, console.width))
+    console.print(f"Appended: {_totals(summary)}")
+    if summary.resumed:
+        console.print(f"Tasks that were done before: {summary.resumed}")
+    return 0
 
 
 def _run_verify(options: argparse.Namespace) -> int:

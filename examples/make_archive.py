@@ -42,15 +42,15 @@ def make_archive(folder: Path, hours: int, step: float = 0.25, files: int = FILE
     """Write the files, equally long ones, and return their paths."""
     latitude = np.arange(90, -90 - step / 2, -step)
     longitude = np.arange(0, 360, step)
-    per_file = -(-hours // files)
+    first = [hours * number // files for number in range(files + 1)]
     folder.mkdir(parents=True, exist_ok=True)
     generators = {
         name: waves((latitude.size, longitude.size), exponent, np.arange(hours), seed)
         for seed, (name, (_, _, _, _, exponent)) in enumerate(VARIABLES.items())
     }
     paths = []
-    for number in range(-(-hours // per_file)):
-        time = np.arange(number * per_file, min(hours, (number + 1) * per_file))
+    for number in range(files):
+        time = np.arange(first[number], first[number + 1])
         data = {}
         for name, (standard_name, units, mean, deviation, _) in VARIABLES.items():
             frames = np.stack([next(generators[name]) for _ in time])

@@ -363,7 +363,7 @@ def test_usage(run, arguments):
     assert status == 2 and "usage" in err
 
 
-@pytest.mark.parametrize("command", ["demo", "convert", "verify", "inspect"])
+@pytest.mark.parametrize("command", ["demo", "convert", "append", "verify", "inspect"])
 def test_help_of_each_command(run, command):
     status, out, _ = run(command, "--help")
     assert status == 0 and f"usage: aesz-codec {command}" in out

@@ -260,9 +260,7 @@ def test_nothing_is_decoded_twice(source, tmp_path, monkeypatch):
 def test_only_what_is_stored_is_measured():
     """Encoders use encoders: what those check are no chunks, even if they have their shape."""
     bound = ErrorBound("abs", 0.1)
-    task = WriteTask(
-        "v", (slice(0, 6),), None, None, np.dtype("f4"), unit=(6,), requested=bound, resolved=bound
-    )
+    task = WriteTask("v", (slice(0, 6),), None, None, np.dtype("f4"), unit=(6,), resolved=bound)
     values = np.arange(6, dtype="f4")
     record = _Measured(task)
     with record.watching((slice(0, 6),), values.astype("f8"), values, (4,)) as unseen:
@@ -343,7 +341,7 @@ class TestDatasets:
 
 
 def test_large_copies_go_block_by_block(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("aesz_codec.conversion.plan._WHOLE_COPY", 100)
+    monkeypatch.setattr("aesz_codec.conversion.plan.WHOLE_COPY", 100)
     convert(source, tmp_path / "out.zarr", {"t2m": 0.1})
     with (
         numbers(source, mask_and_scale=False) as a,

@@ -9,6 +9,7 @@
 - `engine`: threads, processes or a cluster, all Dask's.
 - `journal`: what is finished, so that a conversion goes on where it was stopped; and the lock of its one converter.
 - `run`: `convert`, from the source to the finished store.
+- `appending`: `append`, of a later part to a finished store.
 - `report`: the outcome as one HTML file and as JSON.
 
 Which variables are compressed, in which dtype and chunks, is `encoding_for`'s decision; floating-point
@@ -17,6 +18,7 @@ strings) is copied exactly, with Zarr's default codec.  Packed sources (``scale_
 decoded first: the bound is on the physical values.  Without a bound the packed integers are copied.
 """
 
+from .appending import append
 from .plan import ConversionPlan, VariablePlan, plan_conversion, plan_tasks
 from .run import ConversionSummary, Progress, VariableSummary, convert
 
@@ -26,6 +28,7 @@ __all__ = [
     "Progress",
     "VariablePlan",
     "VariableSummary",
+    "append",
     "convert",
     "plan_conversion",
     "plan_tasks",

@@ -36,7 +36,7 @@ __all__ = ["ConversionPlan", "VariablePlan", "memory_in_bytes", "plan_conversion
 ALL = "*"  # the name that stands for every variable without a bound of its own
 CF_KEYS = {"dtype", *PACKING, "_FillValue", "missing_value", "_Unsigned"}
 
-_WHOLE_COPY = 64 << 20  # copied variables up to this size are written in one piece
+WHOLE_COPY = 64 << 20  # copied variables up to this size are written in one piece
 _SHARD_BYTES = 64 << 20  # decoded, of a default shard
 _MANY_CHUNKS = 32  # arrays of more get shards by default
 _TASK_BYTES = 256 << 20  # decoded; tasks grow to this only where it saves reading twice
@@ -336,7 +336,7 @@ def _copy_plan(dataset: xr.Dataset, name: str, memory_limit: int | None) -> Vari
 def _is_large_copy(dataset: xr.Dataset, name: str, bounds: Mapping[str, ErrorBound]) -> bool:
     variable = dataset.variables[name]
     plain = variable.dtype.kind in "iufb" and not variable.encoding.keys() & (CF_KEYS - {"dtype"})
-    return plain and variable.nbytes > _WHOLE_COPY and name not in bounds and name not in dataset.xindexes
+    return plain and variable.nbytes > WHOLE_COPY and name not in bounds and name not in dataset.xindexes
 
 
 def source_chunks(variable: xr.Variable) -> tuple[int, ...]:

@@ -244,7 +244,7 @@ def convert(
         from .report import check_report, make_report
 
         check_report(report)
-    target = _Target.of(store, storage_options)
+    target = Target.of(store, storage_options)
     target.check(source, overwrite=overwrite, resume=resume)
     with ExitStack() as stack:
         tell = (stack.enter_context(bars()) if progress else None) if isinstance(progress, bool) else progress
@@ -277,7 +277,7 @@ def convert(
         if dropped and on_error != "skip":
             raise ConversionError(next(iter(dropped.values())))
         _warn_of_rereading(plan)
-        run = _Run(plan, target, engine, {"request": request, "dropped": dropped}, on_error, tell)
+        run = Run(plan, target, engine, {"request": request, "dropped": dropped}, on_error, tell)
         run.skipped.extend([*opened.skipped, *(Skipped(name, reason) for name, reason in dropped.items())])
         records = run.execute(overwrite=overwrite, resume=resume)
         summary = run.summary(records, time.perf_counter() - started)
@@ -469,14 +469,14 @@ def _warn_of_rereading(plan: ConversionPlan) -> None:
 
 
 @dataclass(frozen=True)
-class _Target:
+class Target:
     """The store under its final name, and where it lies until it is finished."""
 
     final: StoreAddress
     work: StoreAddress
 
     @classmethod
-    def of(cls, store: StoreLike, storage_options: Mapping[str, Any] | None) -> _Target:
+    def of(cls, store: StoreLike, storage_options: Mapping[str, Any] | None) -> Target:
         final = open_address(store, storage_options=storage_options)
         if type(final.store).__name__ == "IcechunkStore":
             raise ConversionError.at(
@@ -494,7 +494,7 @@ class _Target:
         """Refuse what must not be written to; nothing is changed."""
         first = [replace(address, patience=_FIRST_CONTACT) for address in (self.final, self.work)]
         try:
-            _Target(*first)._check(source, overwrite, resume)
+            Target(*first)._check(source, overwrite, resume)
         except AESZError:
             raise
         except Exception as error:
@@ -562,6 +562,13 @@ class _Target:
         if journal is None:
             return None
         found, expected = journal.plan.get("request", {}), json.loads(json.dumps(request))
+        if "append" in found:
+            raise ConversionError.at(
+                "resume",
+                found="an append to it that is not finished",
+                expected=f"a conversion to {self.final} that was stopped",
+                remedy="go on with that append (aesz-codec append ... --resume)",
+            )
         differing = [key for key in expected if found.get(key) != expected[key]]
         if differing:
             key = differing[0]
@@ -657,13 +664,13 @@ def _changed(task: _CheckTask) -> str | Failure | None:
     return None
 
 
-class _Run:
+class Run:
     """One run of a plan, from the lock to the finished store."""
 
     def __init__(
         self,
         plan: ConversionPlan,
-        target: _Target,
+        target: Target,
         engine: Engine,
         decisions: Mapping[str, Any],
         on_error: str,
@@ -698,7 +705,7 @@ class _Run:
             try:
                 if overwrite:
                     self.target.clear()
-                return self._write(lock, create_objects(self.plan), resume)
+                return self.write(lock, create_objects(self.plan), resume)
             except BaseException as error:
                 kept = self._noted or resume
                 if not kept:
@@ -713,7 +720,8 @@ class _Run:
                     text += "; what is done is kept: go on with resume (--resume)"
                 raise (type(error) if isinstance(error, AESZError) else ConversionError)(text) from error
 
-    def _write(self, lock: Lock, objects: Mapping[str, bytes], resume: bool) -> dict[str, TaskRecord]:
+    def write(self, lock: Lock, objects: Mapping[str, bytes], resume: bool) -> dict[str, TaskRecord]:
+        """Do the tasks that the journal does not have, between `prepare` and `complete`."""
         journal = Journal.find(self.target.work) if resume else None
         if journal is None:
             count = sum(len(variable.tasks) for variable in self._blockwise)
@@ -723,20 +731,47 @@ class _Run:
             )
         else:
             self._check_done(journal)
-        for key, data in objects.items():
-            if "/" in key:  # those of the root make it a store, and come last
-                self.target.work.put(key, data)
+        self.prepare(objects)
         try:
             self._run_tasks(journal, lock)
         finally:
             self._noted = bool(journal.records)
             self._flush(journal)
         lock.check(now=True)
+        self.complete(objects)
+        return journal.records
+
+    def prepare(self, objects: Mapping[str, bytes]) -> None:
+        """Write what tasks need and what is copied whole."""
+        for key, data in objects.items():
+            if "/" in key:  # those of the root make it a store, and come last
+                self.target.work.put(key, data)
+
+    def complete(self, objects: Mapping[str, bytes]) -> None:
+        """Make a store of what is there."""
         left_out = [entry.name for entry in self.skipped if entry.name in {v.name for v in self._blockwise}]
         for name in left_out:
             self.target.work.delete_all(name)
         self.target.finish(root_objects(objects, left_out))
-        return journal.records
+
+    def place(self, variable: VariablePlan, region: Region) -> Region:
+        """Return where a region of the source lies in the store."""
+        return region
+
+    def task(self, variable: VariablePlan, region: Region) -> WriteTask:
+        """Make the task that writes a region of the source."""
+        return WriteTask(
+            name=variable.name,
+            region=self.place(variable, region),
+            address=self.target.work,
+            block=self.plan.dataset.variables[variable.name],
+            dtype=variable.dtype,
+            unit=variable.unit,
+            resolved=variable.resolved,
+            # The range was that of the values, its tolerance is what is left after rounding.
+            compare_stored=variable.requested.mode == "range_rel" or variable.resolved.mode == "lossless",
+            coded=variable in self.plan.variables,
+        )
 
     def _flush(self, journal: Journal) -> None:
         try:
@@ -753,7 +788,7 @@ class _Run:
             if result is not None:
                 wrong.append(result)
 
-        planned = {task_id(v.name, region) for v in self._blockwise for region in v.tasks}
+        planned = {task_id(v.name, self.place(v, region)) for v in self._blockwise for region in v.tasks}
         journal.forget([name for name in journal.records if name not in planned])
         work = self.target.work
         self.engine.run(
@@ -801,17 +836,7 @@ class _Run:
             for region in variable.tasks:
                 if variable.name in dropped:
                     break
-                task = WriteTask(
-                    name=variable.name,
-                    region=region,
-                    address=self.target.work,
-                    block=source,
-                    dtype=variable.dtype,
-                    unit=variable.unit,
-                    requested=variable.requested,
-                    resolved=variable.resolved,
-                    coded=variable in self.plan.variables,
-                )
+                task = self.task(variable, region)
                 if task.id not in known:
                     yield task.of(culled(source[region], self.engine))
 

@@ -9,6 +9,7 @@ checksums go into the record of the task, and what was put once is never fetched
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import warnings
@@ -77,7 +78,8 @@ def task_id(name: str, region: Region) -> str:
 class WriteTask:
     """One region of one variable, on its way to a worker.
 
-    `block` is the lazy region of the source, `coded` whether our codec stores it.
+    `block` is the lazy region of the source, `coded` whether our codec stores it, `compare_stored` whether the bound is on
+    the values in the stored dtype and not on those of the source; `shape` that of the array where it grows by this task.
     """
 
     name: str
@@ -86,9 +88,10 @@ class WriteTask:
     block: xr.Variable
     dtype: np.dtype[Any]
     unit: tuple[int, ...]
-    requested: ErrorBound
     resolved: ErrorBound
+    compare_stored: bool = False
     coded: bool = True
+    shape: tuple[int, ...] | None = None
 
     @property
     def id(self) -> str:
@@ -214,6 +217,8 @@ def _written(task: WriteTask, block: np.ndarray, clock: _Clock) -> TaskRecord:
     memory = StoreAddress("memory", MemoryStore(objects))
     for key, data in metadata.items():
         if data is not None:
+            if task.shape is not None and not key.endswith(".zattrs"):
+                data = json.dumps({**json.loads(data), "shape": task.shape}).encode()
             memory.put(key, data)
     described = set(objects)
     array = zarr.open_array(memory.store, path=task.name, mode="r+")
@@ -270,8 +275,6 @@ class _Measured:
         self.predictors: Counter[str] = Counter()
         self.models: Counter[str] = Counter()
         self.histogram = np.zeros(BINS, np.int64)
-        # The range was that of the values, its tolerance is what is left after rounding: compare what was stored.
-        self.of_stored = task.requested.mode == "range_rel" or task.resolved.mode == "lossless"
 
     @contextmanager
     def watching(
@@ -308,7 +311,7 @@ class _Measured:
             same = values.tobytes() == values_hat.tobytes()
             errors = ErrorSummary(n=values.size, violations=0 if same else values.size)
         else:
-            original = values if self.of_stored else piece
+            original = values if self.task.compare_stored else piece
             errors = error_summary(original, values_hat, self.task.resolved)
             self._add_to_histogram(original, values_hat)
         if errors.violations:
