@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 import zarr
 
+from aesz_codec._store import StoreAddress
 from aesz_codec.cli import main
 from aesz_codec.conversion import append, convert
 from aesz_codec.errors import ConversionError, InvalidConfigError
@@ -318,3 +319,46 @@ class TestAppend:
         assert "Appended" in capsys.readouterr().out
         assert main(["append", *files, str(tmp_path / "a.zarr"), "--workers", "1"]) == 2
         assert "later ones than the store's last, 47" in capsys.readouterr().err
+
+    def test_a_crash_at_any_moment(self, store, tmp_path, monkeypatch):
+        """Whatever was put last: readers see all of the part or nothing, and going on ends with the same bytes."""
+        later, before = month(24, 9, seed=1), tree(store)
+        puts, crash_at = [], None
+        put = StoreAddress.put
+
+        def crashing(address, key, data):
+            if address.path is not None and address.path.suffix == ".zarr" and "lock" not in key:
+                if len(puts) == crash_at:
+                    raise KeyboardInterrupt
+                puts.append(key)
+            put(address, key, data)
+
+        def restored(name):
+            for key, content in before.items():
+                (tmp_path / name / key).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name / key).write_bytes(content)
+            return tmp_path / name
+
+        monkeypatch.setattr(StoreAddress, "put", crashing)
+        append(later, restored("whole.zarr"), scheduler="synchronous")
+        expected, count = tree(tmp_path / "whole.zarr"), len(puts)
+        assert count >= 7
+        for crash_at in range(count):
+            puts.clear()
+            broken = restored(f"{crash_at}.zarr")
+            with pytest.raises(KeyboardInterrupt):
+                append(later, broken, scheduler="synchronous")
+            with xr.open_zarr(broken, chunks=None) as stored:
+                assert stored.sizes["time"] == stored.t2m.shape[0] == 24
+            crash_at = None
+            append(later, broken, scheduler="synchronous", resume=True)
+            assert tree(broken) == expected
+
+    def test_models_come_with_the_store(self, tmp_path):
+        model = {"model": "general-interpolation-1"}
+        convert(month(0, 12), tmp_path / "a.zarr", {"t2m": 0.05}, chunks={"time": CHUNK}, **model)
+        append(month(12, 12), tmp_path / "a.zarr")
+        data = both(month(0, 12), month(12, 12))
+        convert(data, tmp_path / "b.zarr", {"t2m": 0.05}, chunks={"time": CHUNK}, **model)
+        found, expected = tree(tmp_path / "a.zarr"), tree(tmp_path / "b.zarr")
+        assert all(found[name] == content for name, content in expected.items() if name.startswith("t2m/c/"))
