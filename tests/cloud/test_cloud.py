@@ -14,7 +14,7 @@ import xarray as xr
 
 from aesz_codec._store import open_address
 from aesz_codec.cli import main
-from aesz_codec.conversion import convert
+from aesz_codec.conversion import append, convert
 from aesz_codec.errors import ConversionError
 from aesz_codec.inspection import inspect_chunk, inspect_store
 from aesz_codec.verification import verify
@@ -225,6 +225,27 @@ class TestFaults:
         convert(source, url, **ARGUMENTS, storage_options=options, resume=True)
         assert objects(server, url) == expected
 
+    def test_a_month_is_appended(self, server, proxy, bucket, source, tmp_path):
+        """Though requests fail and the first try is stopped; readers see the old store until the end."""
+        url, options = f"s3://{bucket}/out.zarr", server.options(proxy.endpoint)
+        with xr.open_dataset(source, decode_times=False) as data:
+            first, later = data.isel(time=slice(0, 20)).load(), data.isel(time=slice(20, 40)).load()
+        convert(first, url, **ARGUMENTS, storage_options=server.options())
+        proxy.share = {"reset": 0.02, "unavailable": 0.02}
+
+        def stop(event):
+            if event.phase == "write" and event.done:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            append(later, url, storage_options=options, progress=stop)
+        with xr.open_zarr(url, storage_options=server.options(), chunks=None) as stored:
+            assert stored.sizes["time"] == 20
+        append(later, url, storage_options=options, resume=True)
+        proxy.share = {}
+        assert verify(source, url, storage_options=server.options()).ok
+        assert not [key for key in objects(server, url) if ".aesz" in key]
+
     def test_two_converters(self, server, bucket, source):
         url, options = f"s3://{bucket}/out.zarr", server.options()
         refused = []
@@ -239,24 +260,25 @@ class TestFaults:
         assert refused
 
 
-def test_opening_needs_no_more_requests_than_with_zstd(server, proxy, bucket, source, record_property):
-    """And one chunk is one request; in a shard two, of which the first is its index."""
+def test_opening_needs_no_more_requests_than_with_zstd(server, proxy, bucket, record_property):
+    """And one chunk of 64 frames is one request; in a shard two, of which the first is its index."""
     counts = {}
-    with xr.open_dataset(source) as data:
-        data.to_zarr(
-            f"s3://{bucket}/zstd.zarr",
-            storage_options=server.options(),
-            encoding={n: {"chunks": (20, 40, 50)} for n in "vw"},
-        )
-    for name, shards in (("plain.zarr", None), ("shards.zarr", {"time": 40})):
-        arguments = {**ARGUMENTS, "chunks": {"time": 20}, "shards": shards}
-        convert(source, f"s3://{bucket}/{name}", **arguments, storage_options=server.options())
+    noise = np.random.default_rng(0).normal(size=(128, 40, 50)).cumsum(axis=0).astype("float32")
+    data = xr.Dataset({"v": (DIMS, noise), "w": (DIMS, noise[::-1])}, {"time": np.arange(128)})
+    data.to_zarr(
+        f"s3://{bucket}/zstd.zarr",
+        storage_options=server.options(),
+        encoding={n: {"chunks": (64, 40, 50)} for n in "vw"},
+    )
+    for name, shards in (("plain.zarr", None), ("shards.zarr", {"time": 128})):
+        arguments = {**ARGUMENTS, "chunks": {"time": 64}, "shards": shards}
+        convert(data, f"s3://{bucket}/{name}", **arguments, storage_options=server.options())
     for name in ("zstd.zarr", "plain.zarr", "shards.zarr"):
         proxy.requests.clear()
         options = server.options(proxy.endpoint, skip_instance_cache=True)
         with xr.open_zarr(f"s3://{bucket}/{name}", storage_options=options, chunks=None) as stored:
             opened = len(proxy.requests)
-            stored.v[:20].values  # noqa: B018
+            stored.v[:64].values  # noqa: B018
             read = [
                 size
                 for method, path, status, size in proxy.requests[opened:]
