@@ -410,7 +410,9 @@ class _Joined(BackendArray):
                 pieces.append(self._part(number, key, slice(first - begin, min(end, stop) - begin, step)))
         if not pieces:
             pieces = [self._part(0, key, slice(0, 0))]
-        return np.concatenate(pieces, axis=self._axis_of_result(key)).astype(self.dtype, copy=False)
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces, axis=self._axis_of_result(key))
 
     def _part(self, number: int, key: tuple[Any, ...], along: Any) -> np.ndarray:
         whole = tuple(along if a == self.axis else k for a, k in enumerate(key))

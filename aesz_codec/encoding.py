@@ -33,7 +33,7 @@ BoundLike: TypeAlias = "float | str | tuple[str, float | None] | ErrorBound"
 ForecasterLike: TypeAlias = "str | type[Forecaster] | FoundationModel | None"
 
 _CHUNK_BYTES = 16 << 20
-_READ_BYTES = 64 << 20
+_READ_BYTES = 16 << 20  # larger arrays are mapped anew each time, and half of the time goes into their pages
 _MAX_STEPS = 128
 _FLOAT32_ROUNDING = 2.0**-24  # largest relative error of a cast to float32
 _FLOAT32_SHARE = 1 / 16  # the part of a tolerance that this cast may use up
@@ -338,7 +338,7 @@ def fill_values(variable: xr.Variable) -> tuple[float, ...]:
 
 
 def read_blocks(variable: xr.Variable) -> Iterator[tuple[slice, ...]]:
-    """Cut a lazy variable into blocks of about 64 MiB that are multiples of its source's chunks."""
+    """Cut a lazy variable into blocks of about 16 MiB that are multiples of its source's chunks."""
     preferred = variable.encoding.get("preferred_chunks", {})
     if variable.chunks is not None:  # of Dask
         preferred = {
