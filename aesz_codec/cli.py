@@ -1209,6 +1209,8 @@ def _print_store(console: Console, report: StoreReport) -> None:
             f"{v.bits_per_value:.3f}",
         )
     console.print(f"{report.store} (Zarr format {report.zarr_format})\n")
+    if report.appending:
+        console.print(f"An append to it is {report.appending}: go on with aesz-codec append ... --resume\n")
     if report.variables:
         console.print(table)
     for v in report.variables:

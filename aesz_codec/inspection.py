@@ -17,7 +17,7 @@ import numpy as np
 
 from . import zoo
 from ._source import open_source, read_block
-from ._store import StoredArray, StoreLike, open_address, open_store
+from ._store import JOURNAL, StoredArray, StoreLike, open_address, open_store
 from .bounds import ErrorBound
 from .errors import AESZError, ConversionError, CorruptStreamError, InvalidConfigError
 
@@ -191,12 +191,15 @@ class StoreReport:
         Those that this codec wrote.
     others : dict
         Name of every other array (coordinates too) to its (raw, stored) bytes.
+    appending : str
+        How far an append has come that is not finished; empty if there is none.
     """
 
     store: Path | str
     zarr_format: int
     variables: tuple[VariableReport, ...]
     others: Mapping[str, tuple[int, int]]
+    appending: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values; an infinite ratio (nothing stored) is None."""
@@ -227,6 +230,8 @@ def inspect_store(store: StoreLike, *, storage_options: Mapping[str, Any] | None
         If there is no finished store, or its metadata cannot be read. Chunks whose header cannot be read are
         in the report.
     """
+    from .conversion.journal import unfinished_work
+
     arrays = open_store(store, storage_options=storage_options)
     address = open_address(store, storage_options=storage_options, read_only=True)
     formats = {array.array.metadata.zarr_format for array in arrays.values()}
@@ -235,6 +240,7 @@ def inspect_store(store: StoreLike, *, storage_options: Mapping[str, Any] | None
         zarr_format=formats.pop() if formats else 3,
         variables=tuple(_describe_array(a) for a in arrays.values() if a.bound is not None),
         others={a.name: (a.raw_bytes, a.stored_bytes()) for a in arrays.values() if a.bound is None},
+        appending="" if address.get(f"{JOURNAL}/plan.json") is None else unfinished_work(address),
     )
 
 

@@ -194,6 +194,7 @@ class TestAppend:
         assert all(tree(store)[name] == content for name, content in before.items())
         with pytest.raises(ConversionError, match="--resume"):
             append(later, store)
+        assert inspect_store(store).appending.startswith("unfinished")
         with pytest.raises(ConversionError, match="another part"):
             append(month(24, 12), store, resume=True)
         with pytest.raises(ConversionError, match="append"):
