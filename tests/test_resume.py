@@ -187,10 +187,10 @@ class TestResume:
 
     def test_killed_after_the_rename(self, source, expected, tmp_path, monkeypatch):
         """Finished, and its journal not yet deleted."""
-        from aesz_codec.conversion.run import _Target
+        from aesz_codec.conversion.run import Target
 
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(_Target, "tidy", interrupt)
+            patched.setattr(Target, "tidy", interrupt)
             convert(source, tmp_path / "out.zarr", **ARGUMENTS, shards=None)
         assert (tmp_path / "out.zarr" / ".aesz" / "plan.json").exists()
         assert {v.name for v in inspect_store(tmp_path / "out.zarr").variables} == {"v", "w"}
