@@ -12,6 +12,7 @@ tests/cloud, which start a server.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -35,8 +36,8 @@ _S3 = "opening or requests_that_fail or restarts or client_that_is_killed"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
-def bare(archive: str, store: str) -> dict[str, Any]:
-    """Code the chunks of a finished store again, one after another; reading their values is timed apart."""
+def bare(archive: str, store: str, every: str = "1") -> dict[str, Any]:
+    """Code the chunks of a finished store again, or one of so many; reading their values is timed apart."""
     import numpy as np
     import zarr
 
@@ -44,13 +45,13 @@ def bare(archive: str, store: str) -> dict[str, Any]:
     from aesz_codec._source import open_source
     from aesz_codec._store import open_store, regions
 
-    seconds, coded, cpu, reading = 0.0, 0, 0.0, 0.0
+    seconds, coded, cpu, reading, values_coded = 0.0, 0, 0.0, 0.0, 0
     with open_source(f"{archive}/*.nc") as source:
         for name, stored in open_store(store).items():
             if stored.bound is None:
                 continue
             array: zarr.Array[Any] = stored.array
-            for region in regions(array.shape, array.chunks):
+            for region in itertools.islice(regions(array.shape, array.chunks), 0, None, int(every)):
                 began = time.thread_time()
                 values = np.asarray(source.variables[name][region].values)
                 reading += time.thread_time() - began
@@ -58,12 +59,14 @@ def bare(archive: str, store: str) -> dict[str, Any]:
                 full[tuple(slice(0, n) for n in values.shape)] = values
                 began, cpu_began = time.perf_counter(), time.thread_time()
                 coded += len(pipeline.encode(full, stored.bound, effort=stored.effort or "default"))
+                values_coded += values.size
                 seconds, cpu = seconds + time.perf_counter() - began, cpu + time.thread_time() - cpu_began
     return {
         "codec_seconds": seconds,
         "codec_cpu_seconds": cpu,
         "reading_cpu_seconds": reading,
         "stored_bytes": coded,
+        "values": values_coded,
     }
 
 
@@ -129,6 +132,13 @@ def _started(function: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, **_ONE_THREAD}, start_new_session=True
     )
+
+
+def twice(archive: str, store: str) -> dict[str, Any]:
+    """Code a fifth of the chunks in each of two processes at the same time: what two cores have beside one another."""
+    both = [_started("bare", archive, store, "5") for _ in range(2)]
+    results = [json.loads(process.communicate()[0].splitlines()[-1]) for process in both]
+    return {key: sum(result[key] for result in results) for key in ("codec_cpu_seconds", "values")}
 
 
 def _watch(process: subprocess.Popen[str], peaks: dict[int, int]) -> None:
@@ -260,6 +270,7 @@ def main() -> None:
             results[f"start, {workers}"] = measured("convert", str(tiny), str(store), workers, *how)
             results[f"convert, {workers}"] = measured("convert", archive, str(store), workers, *how)
         results["codec alone"] = measured("bare", archive, str(store))
+        results["codec alone, twice"] = twice(archive, str(store))
         results["verify, 2"] = measured("verify", archive, str(store), "2")
         source, other = damaged(options.archive, store, folder)
         results["verify, damaged"] = measured("verify", str(source), str(other), "2")
@@ -299,6 +310,8 @@ def table(results: dict[str, Any]) -> str:
     parts = ", ".join(f"{key} {value:.1f}" for key, value in one["worker_seconds"].items())
     checked, found = results["verify, 2"], results["verify, damaged"]
     kills, s3 = results["kill -9"], results["S3"]
+    double = results["codec alone, twice"]
+    beside = double["codec_cpu_seconds"] / double["values"] / (codec / alone["values"])
     lines += [
         "",
         f"Of the CPU seconds, processes take {starts[0]:.1f} (one worker) and {starts[1]:.1f} (two) before they have work. "
@@ -308,7 +321,8 @@ def table(results: dict[str, Any]) -> str:
         f"One worker's elapsed seconds: {parts}.",
         "",
         f"Two workers against one: {one['seconds'] / two['seconds']:.2f} by elapsed seconds; work of two takes "
-        f"{at_work[1] / at_work[0]:.2f} of the CPU seconds of one, so {2 * at_work[0] / at_work[1]:.2f} where both have a core.",
+        f"{at_work[1] / at_work[0]:.2f} of the CPU seconds of one, so {2 * at_work[0] / at_work[1]:.2f} where both have a core. "
+        f"The codec alone takes {beside:.2f} of its CPU seconds a value where two processes code beside one another.",
         "",
         f"`verify` with two workers: {checked['values']:,} values in {checked['seconds']:.1f} s, ok: {checked['ok']}, peak "
         f"{max(checked['peak_bytes']) / 1e6:.0f} MB. With one value moved and one byte flipped: {found['violations']} value "
