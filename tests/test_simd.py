@@ -178,3 +178,22 @@ def test_forecasters_give_the_same_bits():
         return subprocess.run(command, env=env, capture_output=True, check=True).stdout.split()
 
     assert run("1") == run("0") and len(set(run("1"))) == 108
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_measured_errors_are_the_same(tmp_path, dtype):
+    """The sum too, which is added up in one order."""
+    np.save(tmp_path / "x.npy", field((37, 83), dtype))
+    np.save(tmp_path / "y.npy", field((37, 83), dtype)[:, ::-1].copy())
+    code = (
+        "import sys\nimport numpy as np\nfrom aesz_codec import _core\n"
+        "print(_core.error_moments(*(np.load(f'{sys.argv[1]}/{n}.npy') for n in 'xy')))"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "AESZ_SIMD": simd},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for simd in "01"
+    ]  # fmt: skip
+    assert found[0] == found[1] and len(found[0].split()) == 4
