@@ -10,6 +10,7 @@ import zarr
 from aesz_codec._store import StoreAddress
 from aesz_codec.cli import main
 from aesz_codec.conversion import append, convert
+from aesz_codec.conversion.journal import Lock
 from aesz_codec.errors import ConversionError, InvalidConfigError
 from aesz_codec.inspection import inspect_store
 from aesz_codec.verification import verify
@@ -354,6 +355,35 @@ class TestAppend:
             crash_at = None
             append(later, broken, scheduler="synchronous", resume=True)
             assert tree(broken) == expected
+
+    def test_two_at_the_same_time(self, store):
+        """One is refused while the other runs; or after it, if it had looked at the store before."""
+        refused = []
+
+        def second(event):
+            if event.phase == "write" and not refused:
+                with pytest.raises(
+                    ConversionError, match="another conversion|unfinished|not finished"
+                ) as caught:
+                    append(month(24, 12), store)
+                refused.append(caught.value)
+
+        append(month(24, 12), store, progress=second)
+        assert refused
+        enter, began = Lock.__enter__, []
+
+        def after_another(lock):
+            if not began:
+                began.append(lock)
+                append(month(36, 12), store)
+            return enter(lock)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Lock, "__enter__", after_another)
+            with pytest.raises(ConversionError, match="another append has changed"):
+                append(month(36, 6), store)
+        with xr.open_zarr(store, chunks=None) as stored:
+            assert stored.sizes["time"] == 48 and not (store / ".aesz").exists()
 
     def test_models_come_with_the_store(self, tmp_path):
         model = {"model": "general-interpolation-1"}

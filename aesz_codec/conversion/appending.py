@@ -24,7 +24,7 @@ import zarr
 from zarr.storage import MemoryStore
 
 from .._source import PACKING, Region, Source, SourceLike, check_times, is_time, one_line, open_sources
-from .._store import JOURNAL, StoreAddress, StoredArray, StoreLike, open_address, open_store
+from .._store import JOURNAL, StoreAddress, StoredArray, StoreLike, open_address, open_array, open_store
 from ..bounds import ErrorBound
 from ..errors import AESZError, ConversionError, InvalidConfigError
 from ..progress import bars
@@ -92,12 +92,7 @@ def append(
     address = open_address(store, storage_options=storage_options)
     journal = Journal.find(address)
     if journal is not None and not (resume or overwrite):
-        raise ConversionError.at(
-            "store",
-            found=f"{address}, to which something was appended and not finished",
-            expected="a finished store",
-            remedy="go on with it by resume (--resume), or pass overwrite (--overwrite) to drop it",
-        )
+        raise _unfinished(address)
     with ExitStack() as stack:
         tell = (stack.enter_context(bars()) if progress else None) if isinstance(progress, bool) else progress
         opened = stack.enter_context(open_sources(source, storage_options=source_options))
@@ -121,6 +116,15 @@ def append(
         run = _Appending(plan, address, engine, {"request": request}, part, tell)
         records = run.append(resume=resume, overwrite=overwrite)
         return run.summary(records, time.perf_counter() - started)
+
+
+def _unfinished(address: StoreAddress) -> ConversionError:
+    return ConversionError.at(
+        "store",
+        found=f"{address}, to which something was appended and not finished",
+        expected="a finished store",
+        remedy="go on with it by resume (--resume), or pass overwrite (--overwrite) to drop it",
+    )
 
 
 def _start_of(journal: Journal, address: StoreAddress, dim: str) -> int:
@@ -227,22 +231,15 @@ class _Part:
 
     def plan(self, memory_limit: int) -> ConversionPlan:
         """Cut the part into tasks; the regions are those of the part."""
-        coded = [self._variable_plan(n, memory_limit) for n, a in self.arrays.items() if a.bound is not None]
-        large = [self._variable_plan(n, memory_limit) for n in self.arrays if self._is_large(n)]
         import xarray as xr
 
+        coded = [self._variable_plan(n, memory_limit) for n, a in self.arrays.items() if a.bound is not None]
+        large = [self._variable_plan(n, memory_limit) for n in self.arrays if self._is_large(n)]
         return ConversionPlan(
             dataset=xr.Dataset({v.name: self.variables[v.name] for v in (*coded, *large)}),
             variables=tuple(coded),
             large_copies=tuple(large),
-            encoding={
-                v.name: {
-                    "serializer": {
-                        "configuration": {"models": [m.to_json() for m in self.arrays[v.name].models]}
-                    }
-                }
-                for v in coded
-            },
+            encoding={v.name: _encoding_of(self.arrays[v.name]) for v in coded},
             zarr_format=3,
         )
 
@@ -324,6 +321,11 @@ class _Part:
                 expected=f"later ones than the store's last, {there[-1]}, in order",
                 remedy="leave out what is in the store",
             )
+
+
+def _encoding_of(array: StoredArray) -> dict[str, Any]:
+    """Say of the codec what a summary asks."""
+    return {"serializer": {"configuration": {"models": [model.to_json() for model in array.models]}}}
 
 
 def _check_names(
@@ -430,6 +432,8 @@ class _Appending(Run):
     def append(self, *, resume: bool, overwrite: bool) -> dict[str, TaskRecord]:
         """Do what is not done yet, then show it; what was not finished is kept if there is anything."""
         with self._locked() as lock:
+            if not resume:
+                self._check_unchanged(overwrite)
             if overwrite and (abandoned := Journal.find(self.address)) is not None:
                 self._drop(abandoned)
             try:
@@ -446,13 +450,29 @@ class _Appending(Run):
                     text += "; what is done is kept: go on with resume (--resume)"
                 raise (type(error) if isinstance(error, AESZError) else ConversionError)(text) from error
 
+    def _check_unchanged(self, overwrite: bool) -> None:
+        """Compare with what the part was checked against, before the lock was there."""
+        if not overwrite and self.address.get(f"{JOURNAL}/plan.json") is not None:
+            raise _unfinished(self.address)
+        for name, array in self.part.arrays.items():
+            there = open_array(self.address, name).array.shape
+            if there[array.dims.index(self.part.dim)] != self.part.start:
+                raise ConversionError.at(
+                    "store",
+                    found=f"{name} of shape {there}, which another append has changed",
+                    expected=f"length {self.part.start} along {self.part.dim}, as the metadata of the store had it",
+                    remedy="append again, or where it was stopped at the end, go on with it by resume (--resume)",
+                )
+
     @contextmanager
     def _locked(self) -> Iterator[Lock]:
-        with Lock(self.address) as lock:
-            yield lock
-        if self.address.path is not None:
-            with suppress(OSError):  # not empty: something is left to resume
-                (self.address.path / JOURNAL).rmdir()
+        try:
+            with Lock(self.address) as lock:
+                yield lock
+        finally:
+            if self.address.path is not None:
+                with suppress(OSError):  # not empty: something is left to resume
+                    (self.address.path / JOURNAL).rmdir()
 
     def place(self, variable: VariablePlan, region: Region) -> Region:
         """Behind the end."""
