@@ -16,6 +16,7 @@ import itertools
 import os
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -169,6 +170,8 @@ def read_block(variable: xr.Variable, name: str, region: Region) -> np.ndarray:
         If the source cannot be read, with the place.
     """
     part = variable[region]
+    if isinstance(variable._data, indexing.LazilyIndexedArray):
+        _READ_LAST.append(variable)
 
     def load() -> np.ndarray:
         if part.chunks is not None:  # Dask's, and this may be one of its tasks
@@ -181,6 +184,26 @@ def read_block(variable: xr.Variable, name: str, region: Region) -> np.ndarray:
         raise
     except Exception as error:
         raise ConversionError(f"source: cannot read {place_of(name, region)}: {one_line(error)}") from error
+
+
+def narrowed(block: xr.Variable) -> xr.Variable:
+    """Drop the files that a region of many does not touch, before it is sent elsewhere."""
+    import xarray as xr
+
+    data = block._data
+    if not isinstance(data, indexing.LazilyIndexedArray) or not isinstance(data.array, _Joined):
+        return block
+    key, axis = data.key.tuple, data.array.axis
+    if not all(isinstance(k, slice) for k in key):
+        return block
+    joined, along = data.array.within(key[axis])
+    inner = indexing.BasicIndexer(tuple(along if a == axis else k for a, k in enumerate(key)))
+    return xr.Variable(block.dims, indexing.LazilyIndexedArray(joined, inner), block.attrs, block.encoding)
+
+
+# Lazy variables that were read last. Their files are closed with the last variable that refers to them; where tasks come
+# from elsewhere, each with variables of its own, they would be opened for each again.
+_READ_LAST: deque[xr.Variable] = deque(maxlen=8)
 
 
 def _remote(variable: xr.Variable) -> bool:
@@ -386,6 +409,17 @@ class _Joined(BackendArray):
         self.starts = tuple(np.concatenate([[0], np.cumsum(lengths)]).tolist())
         self.shape = tuple(self.starts[-1] if a == axis else n for a, n in enumerate(parts[0].shape))
         self.dtype = np.result_type(*(part.dtype for part in parts))
+
+    def within(self, wanted: slice) -> tuple[_Joined, slice]:
+        """Return the arrays that a slice along the axis touches, and the slice of them."""
+        start, stop, step = wanted.indices(self.shape[self.axis])
+        if step < 0 or stop <= start:
+            return self, wanted
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        last = int(np.searchsorted(self.starts, stop - 1, side="right"))
+        part = _Joined(self.parts[first:last], self.axis)
+        part.dtype = self.dtype
+        return part, slice(start - self.starts[first], stop - self.starts[first], step)
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)

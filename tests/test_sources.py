@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aesz_codec._source import open_source, open_sources
+from aesz_codec._source import narrowed, open_source, open_sources
 from aesz_codec.conversion import convert
 from aesz_codec.errors import ConversionError
 from aesz_codec.verification import verify
@@ -260,3 +260,21 @@ def test_grib(tmp_path, options):
         assert stored.t2m.units == "K" and str(stored.time.values[1]) == "2024-01-01T01:00:00.000000000"
         assert float(np.abs(stored.t2m.values - fields).max()) <= 0.06  # 16 bits in the file
     assert verify(tmp_path / "in.grib", tmp_path / "out.zarr").ok
+
+
+def test_a_region_brings_its_files_alone(folder):
+    """What is sent to a worker does not grow with the archive."""
+    with open_source(f"{folder}/*.nc") as joined:
+        variable, data = joined.variables["t2m"], whole().t2m.values
+        for along in (
+            slice(0, 1),
+            slice(5, 14),
+            slice(4, 20, 5),
+            slice(11, None),
+            slice(4, 4),
+            slice(None, None, -1),
+            7,
+        ):
+            block = narrowed(variable[along, 1:3])
+            assert np.array_equal(pickle.loads(pickle.dumps(block)).values, data[along, 1:3])
+        assert len(pickle.dumps(narrowed(variable[:1]))) < len(pickle.dumps(variable[:1])) / 2

@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from .._source import Region, Skipped, SourceLike, check_times, one_line, open_sources, read_block
+from .._source import Region, Skipped, SourceLike, check_times, narrowed, one_line, open_sources, read_block
 from .._store import JOURNAL, PARTIAL, StoreAddress, StoreLike, open_address, open_folder
 from ..bounds import ErrorBound, ErrorSummary, finite_range
 from ..encoding import BoundLike, fill_values, read_blocks
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = ["ConversionSummary", "Progress", "VariableSummary", "convert"]
+
+_Key = TypeVar("_Key")
+_Item = TypeVar("_Item")
 
 _MUCH_READ_TWICE = 4.0
 _FIRST_CONTACT = 10.0  # seconds; what does not answer then is no store
@@ -396,8 +399,7 @@ def find_ranges(
 
     tasks = (
         _RangeTask(name, culled(dataset.variables[name][block], engine), fill_values(dataset.variables[name]))
-        for name in names
-        for block in read_blocks(dataset.variables[name])
+        for name, block in interleaved([(name, list(read_blocks(dataset.variables[name]))) for name in names])
         if name not in unreadable
     )
     for name in names:
@@ -407,10 +409,26 @@ def find_ranges(
     return ranges, unreadable
 
 
+def interleaved(parts: Sequence[tuple[_Key, Sequence[_Item]]]) -> Iterator[tuple[_Key, _Item]]:
+    """Go through several sequences side by side, so that variables of the same time, and file, come one after another.
+
+    Examples
+    --------
+    >>> list(interleaved([("a", [1, 2, 3, 4]), ("b", [5, 6])]))
+    [('a', 1), ('b', 5), ('a', 2), ('a', 3), ('b', 6), ('a', 4)]
+    """
+    ways = [((k + 0.5) / len(items), n, k) for n, (_, items) in enumerate(parts) for k in range(len(items))]
+    for _, n, k in sorted(ways):
+        key, items = parts[n]
+        yield key, items[k]
+
+
 def culled(block: xr.Variable, engine: Engine) -> xr.Variable:
-    """Drop what a Dask-backed region does not need of its graph, before it is sent elsewhere."""
-    if block.chunks is None or engine.workers == 1:
+    """Drop what a region does not need, of a graph of Dask's or of many files, before it is sent elsewhere."""
+    if engine.workers == 1:
         return block
+    if block.chunks is None:
+        return narrowed(block)
     import dask
 
     (optimized,) = dask.optimize(block)
@@ -831,14 +849,10 @@ class Run:
 
     def _tasks(self, records: Mapping[str, TaskRecord], dropped: set[str]) -> Iterator[WriteTask]:
         known = set(records)
-        for variable in self._blockwise:
-            source = self.plan.dataset.variables[variable.name]
-            for region in variable.tasks:
-                if variable.name in dropped:
-                    break
-                task = self.task(variable, region)
-                if task.id not in known:
-                    yield task.of(culled(source[region], self.engine))
+        for variable, region in interleaved([(variable, variable.tasks) for variable in self._blockwise]):
+            task = self.task(variable, region)
+            if task.id not in known and variable.name not in dropped:
+                yield task.of(culled(self.plan.dataset.variables[variable.name][region], self.engine))
 
     def summary(self, records: Mapping[str, TaskRecord], seconds: float) -> ConversionSummary:
         """Add up the records of all tasks."""
