@@ -300,8 +300,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "# An archive, converted whole",
         "",
-        "`python -m benchmarks.archive`, whose docstring says what is measured. Elapsed seconds are those of a machine that may have other "
-        "work: see its load.",
+        "`python -m benchmarks.archive`, whose docstring says what is measured. Elapsed seconds are those of a machine that "
+        "may have other work: see its load.",
         "",
         f"{megabytes:.0f} MB in {results['files']} files, effort `{results['effort']}`, ratio {one['ratio']:.2f}, "
         f"largest error / bound {one['largest_error_over_bound']:.4f}; "
