@@ -10,16 +10,36 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .conversion import Progress
-
-__all__ = ["bars", "json_lines"]
+__all__ = ["Progress", "bars", "json_lines"]
 
 _LABELS = {"range": "range of", "write": "compressing", "verify": "checking"}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a conversion or verification has come.
+
+    Attributes
+    ----------
+    phase : {"range", "write", "verify"}
+    variable : str
+    done, total : int
+        Bytes of the variable, decoded.
+    stored : int
+        Bytes that what is done takes in the store; 0 in other phases than "write".
+    """
+
+    phase: str
+    variable: str
+    done: int
+    total: int
+    stored: int = 0
 
 
 @contextmanager

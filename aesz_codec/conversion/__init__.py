@@ -18,9 +18,11 @@ strings) is copied exactly, with Zarr's default codec.  Packed sources (``scale_
 decoded first: the bound is on the physical values.  Without a bound the packed integers are copied.
 """
 
+from ..progress import Progress
 from .appending import append
 from .plan import ConversionPlan, VariablePlan, plan_conversion, plan_tasks
-from .run import ConversionSummary, Progress, VariableSummary, convert
+from .run import convert
+from .summary import ConversionSummary, VariableSummary
 
 __all__ = [
     "ConversionPlan",

@@ -27,11 +27,12 @@ from .._source import PACKING, Region, Source, SourceLike, check_times, is_time,
 from .._store import JOURNAL, StoreAddress, StoredArray, StoreLike, open_address, open_array, open_store
 from ..bounds import ErrorBound
 from ..errors import AESZError, ConversionError, InvalidConfigError
-from ..progress import bars
+from ..progress import Progress, bars
 from .engine import open_engine
 from .journal import Journal, Lock
 from .plan import WHOLE_COPY, ConversionPlan, VariablePlan, memory_in_bytes, plan_tasks, source_chunks
-from .run import ConversionSummary, Progress, Run, Target
+from .run import Run, Target
+from .summary import ConversionSummary
 from .write import TaskRecord, WriteTask
 
 if TYPE_CHECKING:

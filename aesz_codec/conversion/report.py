@@ -26,7 +26,7 @@ from .._store import StoreAddress, open_array
 from ..errors import AESZError, ConversionError, InvalidConfigError
 from ..models import ModelReference
 from .plan import ConversionPlan
-from .run import ConversionSummary, VariableSummary
+from .summary import ConversionSummary, VariableSummary
 
 __all__ = ["check_report", "make_report"]
 

@@ -19,7 +19,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,128 +31,24 @@ from ..bounds import ErrorBound, ErrorSummary, finite_range
 from ..encoding import BoundLike, fill_values, read_blocks
 from ..errors import AESZError, ConversionError, ErrorBoundViolation, InvalidBoundError, InvalidConfigError
 from ..models import ModelChoice
-from ..progress import bars
+from ..progress import Progress, bars
 from .engine import Engine, open_engine
 from .journal import Journal, Lock
 from .plan import ALL, ConversionPlan, VariablePlan, memory_in_bytes, plan_conversion, requested_by_name
+from .summary import ConversionSummary, VariableSummary
 from .write import BINS, Failure, TaskRecord, WriteTask, create_objects, root_objects, run_task, task_id
 
 if TYPE_CHECKING:
     import xarray as xr
     from distributed import Client
 
-__all__ = ["ConversionSummary", "Progress", "VariableSummary", "convert"]
+__all__ = ["convert"]
 
 _Key = TypeVar("_Key")
 _Item = TypeVar("_Item")
 
 _MUCH_READ_TWICE = 4.0
 _FIRST_CONTACT = 10.0  # seconds; what does not answer then is no store
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a conversion or verification has come.
-
-    Attributes
-    ----------
-    phase : {"range", "write", "verify"}
-    variable : str
-    done, total : int
-        Bytes of the variable, decoded.
-    stored : int
-        Bytes that what is done takes in the store; 0 in other phases than "write".
-    """
-
-    phase: str
-    variable: str
-    done: int
-    total: int
-    stored: int = 0
-
-
-@dataclass(frozen=True)
-class VariableSummary:
-    """What became of one variable.
-
-    `errors` compares the values of the source with those that the stored bytes decode to, in units of `resolved`; the
-    other bounds are those of `VariablePlan`. `seconds` are those of all workers together, `timings` what they went
-    into; `predictors` and `models` count chunks; `histogram` counts signed errors of a sample, from -1 to 1 times the
-    bound.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    chunks: tuple[int, ...]
-    shards: tuple[int, ...] | None
-    requested: ErrorBound
-    resolved: ErrorBound
-    recorded: ErrorBound
-    raw_bytes: int
-    stored_bytes: int
-    errors: ErrorSummary
-    seconds: float
-    dims: tuple[str, ...] = ()
-    timings: Mapping[str, float] = field(default_factory=dict)
-    predictors: Mapping[str, int] = field(default_factory=dict)
-    models: Mapping[str, int] = field(default_factory=dict)
-    model_bytes: int = 0
-    histogram: tuple[int, ...] = ()
-
-    @property
-    def compression_ratio(self) -> float:
-        """Bytes of the values in the stored dtype over bytes of the chunks in the store."""
-        return self.raw_bytes / self.stored_bytes if self.stored_bytes else math.inf
-
-    @property
-    def throughput(self) -> float:
-        """MB/s of decoded values of one worker, reading the source and checking included."""
-        return self.raw_bytes / 1e6 / self.seconds if self.seconds else math.inf
-
-
-@dataclass(frozen=True)
-class ConversionSummary:
-    """What a conversion did.
-
-    Attributes
-    ----------
-    store : Path or str
-    variables : tuple of VariableSummary
-        Those with a bound.
-    copied : tuple of str
-        Data variables that were copied, without this codec.
-    seconds : float
-        From the call to its end; of the last run, where a conversion was resumed.
-    skipped : tuple of Skipped
-        Files and variables that were left out.
-    resumed : int
-        Tasks that earlier runs had finished.
-    workers : int
-    """
-
-    store: Path | str
-    variables: tuple[VariableSummary, ...]
-    copied: tuple[str, ...]
-    seconds: float
-    skipped: tuple[Skipped, ...] = ()
-    resumed: int = 0
-    workers: int = 1
-
-    @property
-    def raw_bytes(self) -> int:
-        """Of the variables with a bound, in their stored dtypes."""
-        return sum(v.raw_bytes for v in self.variables)
-
-    @property
-    def stored_bytes(self) -> int:
-        """Of their chunks in the store."""
-        return sum(v.stored_bytes for v in self.variables)
-
-    @property
-    def compression_ratio(self) -> float:
-        """Over all variables with a bound."""
-        return self.raw_bytes / self.stored_bytes if self.stored_bytes else math.inf
 
 
 def convert(
