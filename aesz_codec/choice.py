@@ -78,9 +78,10 @@ def smallest(
     tried: dict[Predictor, float] = {}  # bytes; more than anything if a candidate was given up
 
     def side_bytes(candidate: Predictor) -> float:
-        return (
-            candidate.side_bytes(values.shape) if values.ndim > 2 else 0.0
-        )  # frames alone have large samples
+        counts = (
+            values.ndim > 2 and effort != "fast"
+        )  # frames alone, and the one box of `fast`, have large samples
+        return candidate.side_bytes(values.shape) if counts else 0.0
 
     def attempt(candidate: Predictor) -> None:
         coded: list[tuple[bytes, bytes]] = []
