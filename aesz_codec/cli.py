@@ -626,12 +626,9 @@ def _run_convert(options: argparse.Namespace) -> int:
             embed_models=not options.no_embedded_models,
             overwrite=options.overwrite,
             resume=options.resume,
-            workers=options.workers,
-            scheduler=options.scheduler,
             memory_limit=options.memory_limit,
             on_error=options.on_error,
-            storage_options=_options("--storage-option", options.storage_option),
-            source_options=_options("--source-option", options.source_option),
+            **_work(options),
             report=options.report,
             progress=progress,
         )
@@ -652,6 +649,16 @@ def _run_convert(options: argparse.Namespace) -> int:
     return 1 if summary.skipped else 0
 
 
+def _work(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what `convert`, `append` and `verify` take alike: how to work, and how to reach stores and sources."""
+    return {
+        "workers": options.workers,
+        "scheduler": options.scheduler,
+        "storage_options": _options("--storage-option", options.storage_option),
+        "source_options": _options("--source-option", options.source_option),
+    }
+
+
 def _run_append(options: argparse.Namespace) -> int:
     from .conversion import append
 
@@ -662,11 +669,8 @@ def _run_append(options: argparse.Namespace) -> int:
             options.dim,
             resume=options.resume,
             overwrite=options.overwrite,
-            workers=options.workers,
-            scheduler=options.scheduler,
             memory_limit=options.memory_limit,
-            storage_options=_options("--storage-option", options.storage_option),
-            source_options=_options("--source-option", options.source_option),
+            **_work(options),
             progress=progress,
         )
     if options.quiet:
@@ -686,10 +690,7 @@ def _run_verify(options: argparse.Namespace) -> int:
         report = verify(
             options.source[0] if len(options.source) == 1 else options.source,
             options.store,
-            workers=options.workers,
-            scheduler=options.scheduler,
-            storage_options=_options("--storage-option", options.storage_option),
-            source_options=_options("--source-option", options.source_option),
+            **_work(options),
             progress=progress,
         )
     if options.quiet and report.ok:
