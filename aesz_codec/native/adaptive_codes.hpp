@@ -53,7 +53,7 @@ class AdaptiveCodes {
         int scale = 0;  // learned
     };
 
-    // `coder_` is out of memory for the length of a line.
+    // A line by one kind of contexts; the range coder is local meanwhile, so that its state stays in registers.
     template <Kind kind>
     void run(const CodeLine& l, int32_t* code) {
         const uint32_t *expected = l.sums.expected.data(), *other = l.sums.other.data();

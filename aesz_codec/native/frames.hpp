@@ -123,22 +123,11 @@ inline std::vector<double> fit_taps(const FrameShape& shape, int64_t examples, c
                 if (!sound || !std::isfinite(sampled.back())) sampled.resize(first);
             }
         }
-    if (sampled.size() / (n + 1) < static_cast<std::size_t>(kLeast) * n) return {};
-    std::vector<double> weights(kMaxWeights);
     const double prior[kMaxWeights] = {};
-    for (int round = 0; round < kRounds; ++round) {
-        NormalEquations equations;
-        equations.n = static_cast<int>(n);
-        double feature[kMaxWeights] = {};
-        for (std::size_t i = 0; i < sampled.size(); i += n + 1) {
-            std::copy_n(&sampled[i], n, feature);
-            double error = sampled[i + n];
-            for (std::size_t k = 0; round && k < n; ++k) error -= weights[k] * feature[k];
-            const double large = error / (2 * tolerance);  // weighs less: bytes grow with its logarithm
-            equations.add(feature, sampled[i + n], round ? 1 / (1 + large * large) : 1);
-        }
-        if (!equations.solve(prior, kRidge, weights.data())) return {};
-    }
+    std::vector<double> weights(kMaxWeights);
+    const int features = static_cast<int>(n);
+    if (fit_rounds({features, tolerance, kRounds, kRidge, kLeast * features, false}, sampled, prior, weights.data()) < kRounds)
+        return {};
     weights.resize(n);
     return weights;
 }

@@ -81,12 +81,11 @@ struct Regression {
     bool exact;     // whether the features are of the original: those of the decoder carry the quantizer's noise besides
 };
 
-// Fits by least squares.  `samples`: features and target, one after the other.  Where there is no sound solution `w` stays as it
-// is, or as the round before left it.
-inline void fit_weights(const Regression& how, const std::vector<double>& samples, const double* prior, const int32_t* fallback,
-                        int32_t* w) {
+// Fits by least squares.  `samples`: features and target, one after the other.  Returns how many rounds had a sound solution; `x`
+// is that of the last of them.
+inline int fit_rounds(const Regression& how, const std::vector<double>& samples, const double* prior, double* x) {
     const int n = how.features;
-    double x[kMaxWeights], feature[kMaxWeights] = {};
+    double feature[kMaxWeights] = {};
     for (int round = 0; round < how.rounds; ++round) {
         NormalEquations equations;
         equations.n = n;
@@ -110,9 +109,16 @@ inline void fit_weights(const Regression& how, const std::vector<double>& sample
                 equations.b[i] += noise;
             }
         }
-        if (equations.count < how.least || !equations.solve(prior, how.ridge, x)) return;
-        quantize_weights(x, n, fallback, w);
+        if (equations.count < how.least || !equations.solve(prior, how.ridge, x)) return round;
     }
+    return how.rounds;
+}
+
+// The same, to the integers of the stream; where there is no sound solution `w` stays as it is.
+inline void fit_weights(const Regression& how, const std::vector<double>& samples, const double* prior, const int32_t* fallback,
+                        int32_t* w) {
+    double x[kMaxWeights];
+    if (fit_rounds(how, samples, prior, x)) quantize_weights(x, how.features, fallback, w);
 }
 
 }  // namespace aesz
