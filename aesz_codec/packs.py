@@ -17,6 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -123,8 +124,9 @@ class Pack:
         view = memoryview(data).cast("B")
         if len(view) > MAX_BYTES:
             raise _too_large("pack", f"{len(view)} bytes", f"{MAX_BYTES} bytes")
+        file = hashlib.sha256(view).digest()
         try:
-            pack = _read(cls, bytes(view))
+            pack = _alive.get(file) or _alive.setdefault(file, _read(cls, bytes(view)))
         except TruncatedPackError:
             raise
         except TruncatedStreamError as error:
@@ -170,6 +172,10 @@ class Pack:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Pack.from_bytes, (self.data,)
+
+
+# What somebody still has need not be parsed again: that takes as long as coding ten thousand values.  By the SHA-256 of the file.
+_alive: WeakValueDictionary[bytes, Pack] = WeakValueDictionary()
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,15 +25,17 @@ class Aesz:
         return f"aesz-{self.effort}" + ("-models" if self.models else "")
 
     def compress(self, chunk: np.ndarray, tolerance: float) -> bytes:
-        return bytes(
-            AESZ(
-                error_bound=tolerance, mode="abs", effort=self.effort, model=list(self.models) or None
-            ).encode(chunk)
-        )
+        return bytes(_codec(tolerance, self.effort, self.models).encode(chunk))
 
     def decompress(self, stream: bytes, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         # The stream knows its shape and dtype: the benchmark checks what comes back, nothing is forced here.
         return np.asarray(AESZ(mode="lossless").decode(stream))
+
+
+@functools.lru_cache(4)
+def _codec(tolerance: float, effort: str, models: tuple[str, ...]) -> AESZ:
+    """Return one codec for all chunks of an array, as Zarr has it."""
+    return AESZ(error_bound=tolerance, mode="abs", effort=effort, model=list(models) or None)
 
 
 def settings(efforts: Sequence[str]) -> list[Aesz]:
