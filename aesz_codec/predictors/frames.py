@@ -134,9 +134,13 @@ class Frames:
                     yield limited
 
     def refinements(self, effort: str, rate: float) -> Iterator[Self]:
-        """See `Predictor`: the other forecaster; for ``default``, the fast coder."""
+        """See `Predictor`: the other forecaster; for ``default``, the fast coder.
+
+        With a model ``default`` tries none but least squares: where the nearest frame is better, it was so without one.
+        """
         yield replace(self, forecaster=LeastSquares())
-        yield replace(self, forecaster=Nearest())
+        if effort == "max" or self.model is None:
+            yield replace(self, forecaster=Nearest())
         if effort == "default" and self.model is None:
             yield replace(self, coder=Coder.STATIC)
         if effort == "default" and self.model is not None and self.coder is Coder.STATIC and rate < QUIET:
