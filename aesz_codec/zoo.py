@@ -63,6 +63,7 @@ MAX_EMBEDDED = 512_000  # bytes of a pack in the configuration of a codec
 ENVIRONMENT = "AESZ_ZOO"
 _SUFFIX = ".aeszpack"
 _FILE = f"model{_SUFFIX}"
+_VERSION = re.compile(r"-([0-9]{1,9})$")
 _URL = re.compile(
     r"(?:^|" + re.escape(os.pathsep) + r")((?:[A-Za-z][\w+.-]*::)*[A-Za-z][\w+.-]+://.*)$", re.DOTALL
 )
@@ -203,10 +204,11 @@ def find(attributes: Mapping[str, Any], grid: str | None = None) -> builtins.lis
     list of Entry
         Packs with the standard name come first, then those with the short name alone; among them those with the same
         units, then the same level, then the same grid; a pack that names no variable comes last.  A pack for
-        another variable or another grid is left out; other units or another level only rank behind.
+        another variable or another grid is left out; other units or another level only rank behind.  Of packs that differ
+        in the number at the end of their id, for the same variables and grid, only the last is there: `get` knows the others.
     """
     ranked = []
-    for position, entry in enumerate(list()):
+    for position, entry in enumerate(_last_versions(list())):
         bound = entry.pack.manifest["grid"]
         if bound is not None and grid is not None and bound != grid:
             continue
@@ -217,6 +219,27 @@ def find(attributes: Mapping[str, Any], grid: str | None = None) -> builtins.lis
             ranked.append(((*best, same_grid), -position, entry))
     ranked.sort(key=lambda item: item[:2], reverse=True)
     return [entry for _, _, entry in ranked]
+
+
+def _last_versions(entries: builtins.list[Entry]) -> builtins.list[Entry]:
+    """Leave out models that a later one of the same name replaces: they are there for what was written with them."""
+
+    def split(entry: Entry) -> tuple[str, int]:
+        number = _VERSION.search(entry.id)
+        manifest = entry.pack.manifest
+        name = entry.id[: number.start()] if number else entry.id
+        return repr((name, entry.kind, manifest["variables"], manifest["grid"])), int(
+            number[1]
+        ) if number else 0
+
+    last: dict[str, int] = {}
+    for name, number in map(split, entries):
+        last[name] = max(number, last.get(name, 0))
+    return [
+        entry
+        for entry, (name, number) in zip(entries, map(split, entries), strict=True)
+        if number == last[name]
+    ]
 
 
 def add(path: str | os.PathLike[str]) -> Pack:
