@@ -20,6 +20,7 @@
 #include "kernels.hpp"
 #include "learned.hpp"
 #include "least_squares.hpp"
+#include "memory.hpp"
 #include "planes.hpp"
 
 namespace aesz {
@@ -336,13 +337,13 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
     template <class U>
     class Workspace {
       public:
-        Workspace(std::size_t size, std::size_t room, bool clean) : all_(new U[size + 2 * room]), room_(room) {
-            if (clean) std::fill_n(all_.get(), size + 2 * room, U{0});
+        Workspace(std::size_t size, std::size_t room, bool clean) : all_(size + 2 * room), room_(room) {
+            if (clean) std::fill_n(all_.data(), size + 2 * room, U{0});
         }
-        U* data() const { return all_.get() + room_; }
+        U* data() const { return all_.data() + room_; }
 
       private:
-        std::unique_ptr<U[]> all_;
+        Memory<U> all_;
         std::size_t room_;
     };
 

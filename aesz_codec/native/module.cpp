@@ -18,6 +18,7 @@
 #include "labels.hpp"
 #include "local.hpp"
 #include "lossless.hpp"
+#include "memory.hpp"
 #include "mixed_codes.hpp"
 #include "networks.hpp"
 #include "range_coder.hpp"
@@ -254,7 +255,7 @@ nb::tuple encode_interpolation(Input<T> data, Mask mask, double tolerance, doubl
                                bool reversed, int coder, int alpha16, int beta16, const LearnedNets* nets) {
     InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, reversed, alpha16, beta16});
     take_networks(plan, nets, coder);
-    std::vector<T> out(data.size());
+    const Memory<T> out(data.size());
     return encode_with<T, InterpolationCoder>(plan, coder, data, mask, tolerance, out.data());
 }
 
@@ -287,7 +288,7 @@ nb::list collect_interpolation(Input<T> data, Mask mask, double tolerance, doubl
     samples.every = std::max<uint64_t>(1, every);
     plan.samples = &samples;
     plan.nets = nets;
-    std::vector<T> out(data.size());
+    const Memory<T> out(data.size());
     encode_with<T, InterpolationCoder>(plan, 0, data, mask, tolerance, out.data());
     nb::list found;
     for (std::size_t k = 0; k < samples.inputs.size(); ++k)
@@ -387,7 +388,7 @@ template <class T>
 nb::tuple encode_causal(Input<T> data, Mask mask, double tolerance, double step, double offset, int coder,
                         const Forecaster* forecaster) {
     CausalPlan plan = causal_plan(data, step, offset);
-    std::vector<T> out(data.size());
+    const Memory<T> out(data.size());
     if (!forecaster) return encode_with<T, CausalCoder>(plan, coder, data, mask, tolerance, out.data());
     take_forecaster(plan, forecaster, coder);
     return encode_with<T, ForecastCoder>(plan, coder, data, mask, tolerance, out.data());
@@ -423,7 +424,7 @@ void run_local(const LocalPlan& plan, Chunk<T>& chunk, Coder& coder) {
 template <class T>
 nb::bytes encode_local(Input<T> data, Mask mask, double tolerance, double step, double offset) {
     const LocalPlan plan = local_plan(data, step, offset);
-    std::vector<T> out(data.size());
+    const Memory<T> out(data.size());
     Chunk<T> chunk{data.data(), out.data(), pointer(mask, data.size()), 0.0, {}};
     std::vector<uint8_t> codes;
     {
@@ -434,7 +435,7 @@ nb::bytes encode_local(Input<T> data, Mask mask, double tolerance, double step, 
         std::size_t outside = 0;
         for (std::size_t i = 0; i < data.size(); ++i)
             if (!(chunk.mask && chunk.mask[i]))
-                outside += !(std::abs(static_cast<double>(chunk.data[i]) - static_cast<double>(out[i])) <= tolerance);
+                outside += !(std::abs(static_cast<double>(chunk.data[i]) - static_cast<double>(out.data()[i])) <= tolerance);
         if (outside > data.size() / 1024) throw std::overflow_error("too many values out of bound");
     }
     return to_bytes(codes.data(), codes.size());
