@@ -1,6 +1,6 @@
 """The native core: prediction, quantization and entropy coding of whole chunks (aesz_codec/native/module.cpp)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,7 @@ def collect_interpolation(
     batch: int,
     reference: bool,
     every: int,
+    sees: Sequence[tuple[int, int]],
     nets: LearnedNets | None = None,
 ) -> list[tuple[bytes, bytes]]: ...
 
@@ -171,7 +172,7 @@ class Mlp:
     def run(self, input: npt.NDArray[np.int16], output: npt.NDArray[np.int32]) -> None: ...
 
 class LearnedNets:
-    def __init__(self, nets: list[Mlp | None]) -> None: ...
+    def __init__(self, nets: list[Mlp | None], sees: Sequence[tuple[int, int]]) -> None: ...
 
 class Network:
     def __init__(self, channels: int, dims: int, lo: int, hi: int, level: int = -1) -> None: ...

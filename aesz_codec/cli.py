@@ -467,9 +467,8 @@ def _add_train(commands: Any) -> None:
     )
     train.add_argument(
         "--hidden",
-        default="24,12",
         metavar="N,N",
-        help="interpolation: widths of the hidden layers (default: 24,12)",
+        help="interpolation: widths of the hidden layers (default: 24,12 or 16,8, as every network needs)",
     )
     train.add_argument(
         "--block",
@@ -906,7 +905,9 @@ def _run_train(options: argparse.Namespace) -> int:
     common |= {"count": options.samples} if options.samples else {}
     if options.kind == "autoencoder":
         return _train_autoencoder(options, common)
-    hidden = _widths("--hidden", options.hidden, "widths from 1 to 256, such as 24,12")
+    hidden = None
+    if options.hidden is not None:
+        hidden = _widths("--hidden", options.hidden, "widths from 1 to 256, such as 16,8")
     with _step_bars() as progress:
         report = train(
             options.kind,

@@ -957,7 +957,7 @@ def decode_interpolation(loop: ClosedLoop, plan: bytes, model: Any = None) -> No
     require(flags & 18 != 18, "a model, and the other order")
     coder = flags >> 2 & 3
     require(not flags & 16 or coder != 1, "a model, and a coder that knows none")
-    networks = {} if model is None else networks_of(model)
+    networks = ({}, []) if model is None else networks_of(model)
     loop.choose(coder)
     axes = loop.shape[batch:]
     size = math.prod(axes)
@@ -990,7 +990,7 @@ class FrameDecoder:
     axes: tuple[int, ...]
     step_of: Callable[[int], float]
     reverse: bool
-    networks: dict[int, Network]
+    networks: tuple[dict[int, Network], list[tuple[int, int]]]  # by slot; how many points they see
     chained: bool = False  # section 21: weights less those of the set before
 
     def __post_init__(self) -> None:
@@ -1026,12 +1026,14 @@ class FrameDecoder:
                 key = (group, level, members)
                 weights = self.weights(key, n_axes, len(odd), refers)
                 work = Pass(loop, axes, start, level, odd, weights, reference, self.reverse)
-                network = self.networks.get(slot_of(n_axes, members, refers)) if level < 4 else None
+                networks, sees = self.networks
+                slot = slot_of(n_axes, members, refers)
+                network = networks.get(slot) if level < 4 else None
                 if network is not None:
                     if key not in self.gains:
                         self.gains[key] = 8 + (loop.static or loop.mixed or loop.residuals).read_integer()
                         require(0 <= self.gains[key] <= 16, "gain")
-                    work.learned = Learned(work, network, self.gains[key], self.step_of(level))
+                    work.learned = Learned(work, network, sees[slot], self.gains[key], self.step_of(level))
                 work.run(self.step_of(level))
 
 
@@ -1200,12 +1202,17 @@ class Pass:
 # 18. Learned interpolation --------------------------------------------------------------------------------
 
 
-def networks_of(model: Any) -> dict[int, Network]:
-    """The networks of a pack by slot (docs/packs.md)."""
+def networks_of(model: Any) -> tuple[dict[int, Network], list[tuple[int, int]]]:
+    """The networks of a pack by slot, and how many points they see (docs/packs.md)."""
     slots = model.manifest["network"]["slots"]
     networks = {int(slot): Network.load(plain(entry), model.tensors) for slot, entry in slots.items()}
     require(set(networks) <= set(range(13)), "slots")
-    return networks
+    counts = [(24, 13 if 3 <= slot < 6 else 0) for slot in range(13)]
+    counts = [tuple(pair) for pair in model.manifest["network"].get("sees", counts)]
+    for slot, (around, before) in enumerate(counts):
+        require(4 <= around <= 24 and 0 <= before <= (13 if 3 <= slot < 6 else 0), "sees")
+    require(len(counts) == 13, "sees")
+    return networks, counts
 
 
 def slot_of(n_axes: int, members: int, refers: bool) -> int | None:
@@ -1222,9 +1229,10 @@ def nearest(n_axes: int, reach: int, count: int, known: Callable[[tuple[int, ...
 class Learned:
     """Corrections and classes of the codes of one pass."""
 
-    def __init__(self, work: Pass, network: Network, gain: int, step: float) -> None:
+    def __init__(self, work: Pass, network: Network, sees: tuple[int, int], gain: int, step: float) -> None:
         self.work, self.network, self.gain, self.step = work, network, gain, step
         n_axes = len(work.axes)
+        self.unit = 2.0**-27 if sees[0] > 12 else 2.0**-25
 
         def known(offset: tuple[int, ...]) -> bool:
             odd = [a for a, d in enumerate(offset) if (d + (a in work.odd)) % 2]
@@ -1244,8 +1252,8 @@ class Learned:
             offset[-1] += last
             return tuple(offset)
 
-        self.around = nearest(n_axes, 4, 24, known)
-        self.before = nearest(n_axes, 2, 13, lambda offset: True) if work.refers else []
+        self.around = nearest(n_axes, 4, sees[0], known)
+        self.before = nearest(n_axes, 2, sees[1], lambda offset: True) if work.refers else []
         beside = [along(a, d) for a in work.odd for d in (-1, 1)][:4]
         north = n_axes - 2
         self.codes = [*beside, *[None] * (4 - len(beside)), along(north, -2), along(north, -2, -2)]
@@ -1270,8 +1278,8 @@ class Learned:
             return 32767 if math.isnan(d) else round(min(max(d, -32767.0), 32767.0))
 
         x = [difference(self.place(c, at, offset)) for offset in self.around]
-        spread = 24 + sum(map(abs, x))
-        reciprocal = 6291456 // spread
+        spread = len(x) + sum(map(abs, x))
+        reciprocal = 262144 * len(x) // spread
         for offset in self.before:
             where = self.place(c, at, offset)
             x.append(difference(None if where is None else where - work.start, work.before_values))
@@ -1301,7 +1309,7 @@ class Learned:
             if loop.static and all(loop.labels[at] for _, at in sixteen):
                 scales.append(0)
                 continue
-            predictions[i] += (o * row[-1]) * ((self.gain * self.step) * 2.0**-27)
+            predictions[i] += (o * row[-1]) * ((self.gain * self.step) * self.unit)
             scales.append(clamp(spread_class(row[-1]) + ((q + 512) >> 10), 0, 79))
         return scales
 
@@ -1326,7 +1334,7 @@ def decode_frames(loop: ClosedLoop, plan: bytes, forecaster: bytes, model: Any =
     axes, times, planes = loop.shape[batch:], loop.shape[0], math.prod(loop.shape[1:batch])
     size = math.prod(axes)
     references = (Nearest, LeastSquares, Motion)[tag](Bytes(forecaster))
-    networks = {} if model is None else networks_of(model)
+    networks = ({}, []) if model is None else networks_of(model)
     work = FrameDecoder(loop, axes, lambda level: step, False, networks, chained=True)
     for time, distance, earlier, later in order_of(times, 1 << exponent):
         for plane in range(planes):
@@ -1452,7 +1460,7 @@ def decode_modelled(loop: ClosedLoop, plan: bytes, forecasts: Callable[..., Fore
     axes, frames = loop.shape[batch:], math.prod(loop.shape[:batch])
     size = math.prod(axes)
     told = forecasts(frames, axes, history)
-    work = FrameDecoder(loop, axes, lambda level: step, False, {}, chained=True)
+    work = FrameDecoder(loop, axes, lambda level: step, False, ({}, []), chained=True)
     for f in range(frames):
         state = f // told.channels
         if state == 0 and history:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -45,7 +46,7 @@ def inputs_of(slot: int) -> int:
     return 49 if 3 <= slot < 6 else 36
 
 
-def linear(slots: dict[int, tuple[np.ndarray, np.ndarray]], id_: str, **fields) -> Pack:
+def linear(slots: dict[int, tuple[np.ndarray, np.ndarray]], id_: str, sees=None, **fields) -> Pack:
     """A pack of networks of one layer: weights (2, inputs) and bias (2,) by slot."""
     tensors, described = {}, {}
     for slot, (weight, bias) in slots.items():
@@ -56,7 +57,8 @@ def linear(slots: dict[int, tuple[np.ndarray, np.ndarray]], id_: str, **fields) 
             "input": {"channels": weight.shape[1]},
             "layers": [layer],
         }
-    manifest = {"id": id_, "kind": "interpolation", "licence": "CC0-1.0", "network": {"slots": described}}
+    network = {"slots": described} if sees is None else {"slots": described, "sees": sees}
+    manifest = {"id": id_, "kind": "interpolation", "licence": "CC0-1.0", "network": network}
     return Pack.from_bytes(write_pack({**manifest, **fields}, tensors))
 
 
@@ -91,7 +93,7 @@ def fitted() -> dict[int, tuple[np.ndarray, np.ndarray]]:
     for axes, numbers in SLOTS.items():
         shape = (24, 96, 96)[3 - axes :]
         collected = _core.collect_interpolation(
-            waves(*shape, seed=99), None, 0.5, 1.0, 0.0, 0, False, 1, None
+            waves(*shape, seed=99), None, 0.5, 1.0, 0.0, 0, False, 1, interpolation.MOST_SEEN
         )
         for slot in numbers:
             x = np.frombuffer(collected[slot][0], np.int16).reshape(-1, inputs_of(slot)).astype(np.float64)
@@ -298,6 +300,48 @@ def test_a_network_with_other_inputs_than_its_slot():
     pack = linear({0: (np.zeros((2, 35)), np.zeros(2))}, "narrow")
     with pytest.raises(errors.InvalidModelError, match="pack 'narrow': found .*inputs"):
         AESZ(0.1, model=pack)
+
+
+def seeing(**other) -> list:
+    """Eight points everywhere, five in the frame before; but for some slots."""
+    return [other.get(f"_{slot}", [8, 5 if 3 <= slot < 6 else 0]) for slot in range(13)]
+
+
+@pytest.mark.parametrize(
+    "sees",
+    [5, [], [8, 5], {"0": [8, 0]}, seeing()[:12], seeing() + [[8, 0]], seeing(_1=8), seeing(_1=[8])]
+    + [seeing(_1=[8, 0, 0]), seeing(_1=[8.0, 0]), seeing(_1=[8, False]), seeing(_1=["8", 0])]
+    + [seeing(_1=[3, 0]), seeing(_1=[25, 0]), seeing(_1=[8, 1]), seeing(_4=[8, -1]), seeing(_4=[8, 14])]
+    + [seeing(_9=[8, 5]), seeing(_9=[1 << 40, 0]), seeing(_0=[9, 0])],
+    ids=str,
+)
+def test_networks_that_see_what_there_is_not(sees):
+    """The last would see nine points, but has inputs for eight."""
+    pack = linear({0: (np.zeros((2, 20)), np.zeros(2))}, "blind", sees)
+    with pytest.raises(errors.InvalidModelError, match="pack 'blind'"):
+        AESZ(0.1, model=pack)
+
+
+@pytest.mark.parametrize("seen", [(4, 0), (8, 5), (12, 13), (13, 0), (24, 13)], ids=str)
+def test_how_much_networks_see(seen):
+    rng = np.random.default_rng(3)
+    sees = [[seen[0], seen[1] if 3 <= slot < 6 else 0] for slot in range(13)]
+    slots = {
+        slot: (rng.integers(-20, 21, (2, sum(counts) + 12)), rng.integers(-2000, 2001, 2))
+        for slot, counts in enumerate(sees)
+    }
+    pack = linear(slots, "sees", sees)
+    for shape, batch in (((30, 40), 0), ((3, 20, 30), 1), ((9, 14, 20), 0)):
+        data = waves(*shape)
+        for coder in (Coder.ADAPTIVE, Coder.STATIC, Coder.MIXED):
+            for refers in (False, True) if batch else (False,):
+                choice = Interpolation(batch, reference=refers, coder=coder, model=pack)
+                codes, outliers = choice.encode(data, None, Quantizer(0.5, 1.0, 0.0))
+                plain_codes, _ = replace(choice, model=None).encode(data, None, Quantizer(0.5, 1.0, 0.0))
+                assert codes != plain_codes
+                out = np.empty_like(data)
+                choice.decode(codes, outliers, out, None, 1.0, 0.0)
+                assert np.abs(out - data).max() <= 0.5
 
 
 @pytest.mark.parametrize(("hidden", "sound"), [((256, 218), True), ((256, 219), False), ((256,) * 9, False)])

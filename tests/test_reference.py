@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from aesz_codec.stream import Coder, Method, Section, Stream, Transform, Writer
 
 SHAPES = [(), (1,), (2,), (100,), (17, 23), (1, 50), (9, 10, 11), (3, 1, 8, 9), (3, 4, 5, 6), (2, 2, 3, 4, 5)]
 FLOATS = ("float32", "float64")
-MODEL = Pack.from_file(Path(__file__).parent / "golden" / "models" / "interpolation.aeszpack")
+MODELS = Path(__file__).parent / "golden" / "models"
+MODEL, FEW = (Pack.from_file(MODELS / f"{name}.aeszpack") for name in ("interpolation", "interpolation_few"))
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -37,7 +39,7 @@ def bits(array):
 
 
 def find_model(digest):
-    return {MODEL.digest: MODEL}[digest]
+    return {MODEL.digest: MODEL, FEW.digest: FEW}[digest]
 
 
 def check(reference, stream):
@@ -324,6 +326,7 @@ LEARNED = [
     for coder in (Coder.ADAPTIVE, Coder.STATIC, Coder.MIXED)
     for batch, reference in ((0, False), (1, False), (1, True))
 ]
+LEARNED += [replace(choice, model=FEW) for choice in LEARNED if choice.coder is not Coder.MIXED]
 
 
 @pytest.mark.parametrize("predictor", [*PREDICTORS, *NEWER, *LEARNED, *FRAMES, Local()], ids=str)
@@ -362,7 +365,7 @@ def test_learned_interpolation_of_small_arrays(reference, seed):
         alpha16=int(rng.choice([16, 20, 32])),
         beta16=int(rng.choice([16, 33, 80])),
         coder=(Coder.ADAPTIVE, Coder.STATIC, Coder.MIXED)[int(rng.integers(3))],
-        model=MODEL,
+        model=(MODEL, FEW)[int(rng.integers(2))],
     )
     step = float(rng.choice([4, 1, 0.25, 2.0**-6]))
     codes, outliers = predictor.encode(data, mask, Quantizer(step / 2, step, 0.5))
@@ -371,7 +374,7 @@ def test_learned_interpolation_of_small_arrays(reference, seed):
     assert (abs(decoded.astype("f8") - data) <= step / 2)[mask == 0 if mask is not None else ...].all()
     labels = [0] * data.size if mask is None else mask.reshape(-1).tolist()
     loop = reference.ClosedLoop(data.dtype, shape, labels, codes, np.frombuffer(outliers, data.dtype))
-    reference.decode_interpolation(loop, predictor.pack(step, 0.5), MODEL)
+    reference.decode_interpolation(loop, predictor.pack(step, 0.5), predictor.model)
     assert loop.outliers_used == loop.outliers.size
     assert np.array_equal(bits(loop.values), bits(decoded))
 

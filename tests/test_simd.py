@@ -13,6 +13,7 @@ from aesz_codec import _core, pipeline
 from aesz_codec.bounds import ErrorBound
 from aesz_codec.nets import Network
 from aesz_codec.packs import Pack, plain
+from aesz_codec.predictors.interpolation import MOST_SEEN
 
 PLAIN = """
 import hashlib, sys
@@ -92,7 +93,7 @@ def test_local_least_squares_give_the_same_bits():
     assert run("1") == run("0")
 
 
-MODEL = Path(__file__).parent / "golden" / "models" / "interpolation.aeszpack"
+MODELS = Path(__file__).parent / "golden" / "models"
 LEARNED = """
 import hashlib
 import numpy as np
@@ -125,25 +126,29 @@ print(*coded(networks_of(Pack.from_file(sys.argv[1]))[0]))
 """
 
 
-def test_learned_interpolation_gives_the_same_bits_at_every_level():
+@pytest.mark.parametrize("name", ["interpolation", "interpolation_few"])
+def test_learned_interpolation_gives_the_same_bits_at_every_level(name):
     """Loops around networks at both levels, networks at all; those of the processor at hand."""
+    model = MODELS / f"{name}.aeszpack"
 
     def run(simd):
         env = {**os.environ, "AESZ_SIMD": simd}
-        command = [sys.executable, "-c", LEARNED + LEARNED_ALONE, str(MODEL)]
+        command = [sys.executable, "-c", LEARNED + LEARNED_ALONE, str(model)]
         return subprocess.run(command, env=env, capture_output=True, check=True, text=True).stdout.split()
 
     expected, names = run("0"), {}
     assert len(set(expected)) > 100
     exec(LEARNED, names)
-    pack = Pack.from_file(MODEL)
+    pack = Pack.from_file(model)
     for level in range(len(_core.network_levels())):
         nets = []
         for slot in range(13):
             network = Network.load(plain(pack.manifest["network"]["slots"][str(slot)]), pack.tensors)
             layers = [layer.packed() for layer in network.layers]
             nets.append(_core.Mlp(layers, network.input.lo, network.input.hi, level))
-        assert list(names["coded"](_core.LearnedNets(nets))) == expected, _core.network_levels()[level]
+        sees = pack.manifest["network"].get("sees", MOST_SEEN)
+        coded = list(names["coded"](_core.LearnedNets(nets, sees)))
+        assert coded == expected, _core.network_levels()[level]
 
 
 FORECASTS = """
@@ -174,7 +179,7 @@ for name, shape in (("forecaster", (6, 9, 11)), ("forecaster", (9, 11)), ("forec
 def test_forecasters_give_the_same_bits():
     def run(simd):
         env = {**os.environ, "AESZ_SIMD": simd}
-        command = [sys.executable, "-c", FORECASTS, str(MODEL.parent)]
+        command = [sys.executable, "-c", FORECASTS, str(MODELS)]
         return subprocess.run(command, env=env, capture_output=True, check=True).stdout.split()
 
     assert run("1") == run("0") and len(set(run("1"))) == 108

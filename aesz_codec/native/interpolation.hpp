@@ -470,7 +470,11 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         pass.slot = level < kLearnedLevels ? LearnedNets::slot(plan_.frame.n, pass.set, referring()) : -1;
         if (pass.slot < 0) return pass;
         if (plan_.nets) pass.net = plan_.nets->find(pass.slot);
-        if (pass.net || plan_.samples) pass.learned.emplace(plan_.frame, pyramid_[level], pass.set, level, referring());
+        if (pass.net || plan_.samples) {
+            const auto& sights = plan_.nets ? plan_.nets->sights : plan_.samples->sights;
+            const Sight sight = sights[static_cast<std::size_t>(pass.slot)];
+            pass.learned.emplace(plan_.frame, pyramid_[level], pass.set, level, referring(), sight);
+        }
         if (pass.net) code_gain(pass);
         return pass;
     }
@@ -575,6 +579,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
         const Line& line = pass.line;
         const int group = std::min(pass.level, 1) * 3 + std::min(pass.geometry.layout.odd, 3) - 1;
         const uint8_t* const scale = pass.net ? scale_.data() : nullptr;
+        const double unit = pass.net ? pass.gain * pass.step * (0.125 * pass.learned->unit()) : 0.0;
         predict_pass(pass, source_, [&](int64_t first, int64_t in_frame, const Around& around, const Coordinates& c) {
             gather(pass, around, c, first);
             const int64_t at = frame_ + in_frame;
@@ -584,7 +589,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                         if (plan_.samples)
                             plan_.samples->add(pass.slot, tile_, chunk_.data + at + i * line.dx, line.dx,
                                                this->mask_at(at + i * line.dx), points, prediction_.data() + i, pass.inverse);
-                    if (pass.net) correct(tile_, pass.gain * pass.step, prediction_.data() + i, scale_.data() + i);
+                    if (pass.net) correct(tile_, unit, prediction_.data() + i, scale_.data() + i);
                 });
             if constexpr (!Codes::decoding)
                 quantize_line(chunk_.data + at, line.dx, line.count, prediction_.data(), pass.step, pass.inverse,
@@ -745,7 +750,7 @@ class InterpolationCoder : ClosedLoop<T, Codes> {
                         if (this->masked(here)) continue;
                         const double p = prediction_[static_cast<std::size_t>(from + i)];
                         const double lacks = (static_cast<double>(chunk_.data[here]) - p) * pass.inverse;
-                        const double correction = tile_.correction(i) * (1.0 / (1 << 24));
+                        const double correction = tile_.correction(i) * pass.learned->unit();
                         for (std::size_t g = 0; g < cost.size(); ++g) {
                             const double error = lacks - kGains[g] * 0.125 * correction;
                             const double factor = 1 + 4 * error * error, next = product[g] * factor;

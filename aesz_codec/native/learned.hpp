@@ -20,16 +20,28 @@
 
 namespace aesz {
 
-constexpr int kAroundPoints = 24;     // decoded points that a network sees in the frame
-constexpr int kReferencePoints = 13;  // and in the frame before
-constexpr int kCodePoints = 8;        // codes of earlier points
-constexpr int kSummaries = 4;         // and scales
-constexpr int kMostTaps = kAroundPoints + kReferencePoints + kCodePoints;
+constexpr int kCodePoints = 8;     // codes of earlier points that a network sees
+constexpr int kSummaries = 4;      // and scales
 constexpr int kLearnedLevels = 4;  // the finest levels have networks
 constexpr int kReach = 4;          // strides from a point to what its network sees, at most
 constexpr int kLargestInput = 511, kLargestDifference = 32767;
-constexpr float kMeanInput = kAroundPoints * 64 * 4096;  // over the spread: what inputs are multiplied with, in 1/4096
-constexpr int kFirstQuarter = 4 * (127 + 2);             // of floats from 4 on
+constexpr int kFirstQuarter = 4 * (127 + 2);  // of floats from 4 on
+
+// How many decoded points a network sees.
+struct Sight {
+    static constexpr int kMostAround = 24, kMostBefore = 13;
+    int around;  // in the frame
+    int before;  // and in the one before
+    int inputs() const { return around + before + kCodePoints + kSummaries; }
+
+    // Corrections are in 2^-fraction of the spread, in steps.
+    int fraction() const { return around > 12 ? 24 : 22; }
+
+    // Over the spread: what inputs are multiplied with, in 1/4096.
+    float mean_input() const { return static_cast<float>(around * 64 * 4096); }
+};
+
+constexpr int kMostTaps = Sight::kMostAround + Sight::kMostBefore + kCodePoints;
 
 // A point that is seen: elements from the one that is predicted, and a row of TileLanes.
 struct LearnedTap {
@@ -65,7 +77,7 @@ struct LearnedTile {
         return pair[k % 2];
     }
 
-    // What the network adds to a prediction, in 2^-24 steps.
+    // What the network adds to a prediction, in 2^-Sight::fraction steps.
     double correction(int i) const { return static_cast<double>(outputs[i]) * static_cast<double>(spread[i]); }
 };
 
@@ -75,15 +87,22 @@ struct LearnedTile {
 // The networks of a pack: two axes; two axes with a frame before; three axes; one for every class of points.
 struct LearnedNets {
     static constexpr int kSlots = 3 + 3 + 7;
+    using Sights = std::array<Sight, kSlots>;
+    Sights sights;
     std::array<std::optional<Mlp>, kSlots> net;
+
+    static bool sound(const Sights& sights) {
+        for (int slot = 0; slot < kSlots; ++slot) {
+            const auto [around, before] = sights[static_cast<std::size_t>(slot)];
+            const int most = slot >= 3 && slot < 6 ? Sight::kMostBefore : 0;
+            if (around < 4 || around > Sight::kMostAround || before < 0 || before > most) return false;
+        }
+        return true;
+    }
 
     const Mlp* find(int slot) const {
         const auto& found = net[static_cast<std::size_t>(slot)];
         return found ? &*found : nullptr;
-    }
-
-    static int inputs(int slot) {
-        return kAroundPoints + kCodePoints + kSummaries + (slot >= 3 && slot < 6 ? kReferencePoints : 0);
     }
 
     static int slot(int axes, int set, bool refers) {
@@ -121,7 +140,7 @@ inline std::vector<Offset> find_known_around(int axes, int set, const std::vecto
         const bool known = target == set ? lead < 0 : target == 0 || rank(target) < rank(set);
         if (known) found.emplace_back(distance, o);
     } while (advance(c, axes, end, start));
-    return first_of(found, kAroundPoints);
+    return first_of(found, Sight::kMostAround);
 }
 
 // The same, found once: that takes as long as coding a thousand points.
@@ -144,13 +163,14 @@ inline std::vector<Offset> nearest(int count) {
     return first_of(found, count);
 }
 
-// Corrects the predictions of a tile, and fills in the classes of their codes; `unit`: what a correction of 2^27 is worth.
+// Corrects the predictions of a tile, and fills in the classes of their codes; `unit`: what a correction of 1 is worth.
 inline void correct(const LearnedTile& tile, double unit, double* prediction, uint8_t* scale) {
-    (kAvx2 ? avx2::apply_tile : portable::apply_tile)(tile, unit * (1.0 / (1 << 27)), prediction, scale);
+    (kAvx2 ? avx2::apply_tile : portable::apply_tile)(tile, unit, prediction, scale);
 }
 
 // What a training run is given: the inputs of points, what the prediction lacked in steps, the spread.
 struct LearnedSamples {
+    LearnedNets::Sights sights;
     uint64_t every = 1;  // points
     uint64_t state = 1;
     std::array<std::vector<int16_t>, LearnedNets::kSlots> inputs;
@@ -164,7 +184,7 @@ struct LearnedSamples {
             if ((mask && mask[i * distance]) || (state >> 33) % every) continue;
             auto& in = inputs[static_cast<std::size_t>(slot)];
             auto& out = targets[static_cast<std::size_t>(slot)];
-            for (int k = 0; k < LearnedNets::inputs(slot); ++k) in.push_back(tile.input(k, i));
+            for (int k = 0; k < sights[static_cast<std::size_t>(slot)].inputs(); ++k) in.push_back(tile.input(k, i));
             out.push_back(static_cast<float>((static_cast<double>(data[i * distance]) - prediction[i]) * inverse));
             out.push_back(static_cast<float>(tile.spread[i]));
         }
@@ -177,12 +197,11 @@ class LearnedPass {
     // Elements around lines that tiles read, though nothing comes of it.
     static constexpr int64_t kRoom = 2 * kTilePoints;
 
-    LearnedPass(const Shape& shape, const LevelPlanes& planes, int set, int level, bool refers)
-        : shape_(shape), level_(level), refers_(refers) {
+    LearnedPass(const Shape& shape, const LevelPlanes& planes, int set, int level, bool refers, Sight sight)
+        : shape_(shape), level_(level), refers_(refers), sight_(sight) {
         const int inner = shape.n - 1;
-        for (const Offset& o : known_around(shape.n, set)) add(planes, set, o);
-        if (refers)
-            for (const Offset& o : nearest(kReferencePoints)) add(planes, set, o);
+        for (int k = 0; k < sight.around; ++k) add(planes, set, known_around(shape.n, set)[static_cast<std::size_t>(k)]);
+        for (const Offset& o : nearest(sight.before)) add(planes, set, o);
         // codes: beside the point along its odd axes, in the line before, in the plane or the frame before
         std::size_t beside = 0;
         for (int a = 0; a <= inner && beside < 4; ++a)
@@ -223,8 +242,11 @@ class LearnedPass {
     template <class T>
     void look(const TileView<T>& at, int64_t i, int points, LearnedTile& tile) const {
         const auto fill = kAvx2 ? avx2::fill_tile<T> : portable::fill_tile<T>;
-        fill(at, line_.data(), refers_, lanes_of(i / kTilePoints), points, tile);
+        fill(at, line_.data(), sight_, refers_, lanes_of(i / kTilePoints), points, tile);
     }
+
+    // What a correction of 1 is worth, in steps.
+    double unit() const { return 1.0 / (1 << sight_.fraction()); }
 
   private:
     static Offset along(int axis, int distance) {
@@ -266,6 +288,7 @@ class LearnedPass {
     Shape shape_;
     int level_;
     bool refers_;
+    Sight sight_;
     std::vector<LearnedTap> taps_, line_;        // everywhere; in the line at hand
     uint64_t all_ = 0, seen_ = 0;                // bits of taps
     uint64_t beyond_[kMaxDims][2][kReach] = {};  // taps seen with so many strides to the start or the end of an axis

@@ -49,19 +49,19 @@ AESZ_TARGET AESZ_INLINE __m256i normal(const float* x, __m256 unit) {
 
 // Eight points of a tile, from `first` on.
 template <class T>
-AESZ_TARGET AESZ_INLINE void half_tile(const TileView<T>& at, const LearnedTap* tap, bool refers, const TileLanes& lanes,
-                                       int first, LearnedTile& tile) {
+AESZ_TARGET AESZ_INLINE void half_tile(const TileView<T>& at, const LearnedTap* tap, Sight sight, bool refers,
+                                       const TileLanes& lanes, int first, LearnedTile& tile) {
     const __m256d prediction[2] = {_mm256_loadu_pd(at.prediction + first), _mm256_loadu_pd(at.prediction + first + 4)};
     const __m256d scale = _mm256_set1_pd(at.scale);
     alignas(32) float row[kMostTaps][8];
-    __m256i spread = _mm256_set1_epi32(kAroundPoints);
+    __m256i spread = _mm256_set1_epi32(sight.around);
     int k = 0;
-    for (; k < kAroundPoints; ++k) {
+    for (; k < sight.around; ++k) {
         const __m256i x = seen(differences(at.now + tap[k].element + first, prediction, scale), lanes, tap[k], first);
         spread = _mm256_add_epi32(spread, _mm256_abs_epi32(x));
         store_floats(row[k], x);
     }
-    for (; refers && k < kAroundPoints + kReferencePoints; ++k)
+    for (; k < sight.around + sight.before; ++k)
         store_floats(row[k], seen(differences(at.before + tap[k].element + first, prediction, scale), lanes, tap[k], first));
     for (int left = kCodePoints; left-- > 0; ++k) {
         const int16_t* codes = (refers && left == 0 ? at.codes_before : at.codes) + tap[k].element + first;
@@ -70,7 +70,7 @@ AESZ_TARGET AESZ_INLINE void half_tile(const TileView<T>& at, const LearnedTap* 
     }
     _mm256_store_si256(reinterpret_cast<__m256i*>(tile.spread + first), spread);
 
-    const __m256 ratio = _mm256_div_ps(_mm256_set1_ps(kMeanInput), _mm256_cvtepi32_ps(spread));
+    const __m256 ratio = _mm256_div_ps(_mm256_set1_ps(sight.mean_input()), _mm256_cvtepi32_ps(spread));
     const __m256 unit = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvttps_epi32(ratio)), _mm256_set1_ps(1.0f / 4096));
     const __m256i summaries[kSummaries] = {
         _mm256_slli_epi32(_mm256_sub_epi32(quarters(spread), _mm256_set1_epi32(kFirstQuarter + 32)), 3), summary(at.near + first),
@@ -89,10 +89,10 @@ AESZ_TARGET AESZ_INLINE void half_tile(const TileView<T>& at, const LearnedTap* 
 
 // The inputs of the first `points` points of a tile, and their spread.
 template <class T>
-AESZ_TARGET void fill_tile(const TileView<T>& at, const LearnedTap* tap, bool refers, const TileLanes& lanes, int points,
-                           LearnedTile& tile) {
-    half_tile(at, tap, refers, lanes, 0, tile);
-    if (points > 8) half_tile(at, tap, refers, lanes, 8, tile);
+AESZ_TARGET void fill_tile(const TileView<T>& at, const LearnedTap* tap, Sight sight, bool refers, const TileLanes& lanes,
+                           int points, LearnedTile& tile) {
+    half_tile(at, tap, sight, refers, lanes, 0, tile);
+    if (points > 8) half_tile(at, tap, sight, refers, lanes, 8, tile);
 }
 
 #else
@@ -126,16 +126,17 @@ inline int32_t normal(float x, float unit) {
 }
 
 template <class T>
-inline void fill_tile(const TileView<T>& at, const LearnedTap* tap, bool refers, const TileLanes& lanes, int, LearnedTile& tile) {
+inline void fill_tile(const TileView<T>& at, const LearnedTap* tap, Sight sight, bool refers, const TileLanes& lanes, int,
+                      LearnedTile& tile) {
     alignas(32) float row[kMostTaps][kTilePoints], unit[kTilePoints];
     alignas(32) int32_t spread[kTilePoints], whole[kMostTaps + kSummaries + 1][kTilePoints];
-    for (int i = 0; i < kTilePoints; ++i) spread[i] = kAroundPoints;
+    for (int i = 0; i < kTilePoints; ++i) spread[i] = sight.around;
     int k = 0;
-    for (; k < kAroundPoints; ++k) {
+    for (; k < sight.around; ++k) {
         differences(at.now + tap[k].element, at.prediction, at.scale, lanes.seen[tap[k].lanes], row[k]);
         for (int i = 0; i < kTilePoints; ++i) spread[i] += static_cast<int32_t>(row[k][i] < 0 ? -row[k][i] : row[k][i]);
     }
-    for (; refers && k < kAroundPoints + kReferencePoints; ++k)
+    for (; k < sight.around + sight.before; ++k)
         differences(at.before + tap[k].element, at.prediction, at.scale, lanes.seen[tap[k].lanes], row[k]);
     for (int left = kCodePoints; left-- > 0; ++k) {
         const int16_t* codes = (refers && left == 0 ? at.codes_before : at.codes) + tap[k].element;
@@ -144,7 +145,7 @@ inline void fill_tile(const TileView<T>& at, const LearnedTap* tap, bool refers,
     }
     for (int i = 0; i < kTilePoints; ++i) {
         tile.spread[i] = spread[i];
-        unit[i] = static_cast<float>(static_cast<int32_t>(kMeanInput / static_cast<float>(spread[i]))) * (1.0f / 4096);
+        unit[i] = static_cast<float>(static_cast<int32_t>(sight.mean_input() / static_cast<float>(spread[i]))) * (1.0f / 4096);
     }
     for (int j = 0; j < k; ++j)
         for (int i = 0; i < kTilePoints; ++i) whole[j][i] = normal(row[j][i], unit[i]);

@@ -279,12 +279,22 @@ nb::tuple encode_frames(Input<T> data, Mask mask, double tolerance, double step,
     return encode_with<T, InterpolationCoder>(plan, coder, data, mask, tolerance, out.data());
 }
 
+// How many points the network of every slot sees: in the frame, in the one before.
+LearnedNets::Sights sights_of(const std::vector<std::pair<int, int>>& sees) {
+    LearnedNets::Sights sights{};
+    check(sees.size() == sights.size(), "how much networks see");
+    for (std::size_t slot = 0; slot < sights.size(); ++slot) sights[slot] = {sees[slot].first, sees[slot].second};
+    check(LearnedNets::sound(sights), "how much networks see");
+    return sights;
+}
+
 // Inputs and targets of learned interpolation, for every network; for training.
 template <class T>
 nb::list collect_interpolation(Input<T> data, Mask mask, double tolerance, double step, double offset, int batch, bool reference,
-                               uint64_t every, const LearnedNets* nets) {
+                               uint64_t every, const std::vector<std::pair<int, int>>& sees, const LearnedNets* nets) {
     InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, false, 16, 16});
     LearnedSamples samples;
+    samples.sights = sights_of(sees);
     samples.every = std::max<uint64_t>(1, every);
     plan.samples = &samples;
     plan.nets = nets;
@@ -637,18 +647,19 @@ void run_network(const Network& network, Input<int16_t> input, int64_t items, Ax
 }
 
 void bind_learned(nb::module_& m) {
-    nb::class_<LearnedNets>(m, "LearnedNets").def("__init__", [](LearnedNets* self, std::vector<nb::object> nets) {
+    const auto build = [](LearnedNets* self, const std::vector<nb::object>& nets, const std::vector<std::pair<int, int>>& sees) {
         check(nets.size() == LearnedNets::kSlots, "number of networks");
-        new (self) LearnedNets();
+        new (self) LearnedNets{sights_of(sees), {}};
         for (std::size_t k = 0; k < nets.size(); ++k) {
             if (nets[k].is_none()) continue;
             const Mlp& net = nb::cast<const Mlp&>(nets[k]);
-            check(net.inputs() == LearnedNets::inputs(static_cast<int>(k)) && net.outputs() == 2 &&
-                      net.lowest() <= -kLargestInput && net.highest() >= kLargestInput,
+            check(net.inputs() == self->sights[k].inputs() && net.outputs() == 2 && net.lowest() <= -kLargestInput &&
+                      net.highest() >= kLargestInput,
                   "inputs or outputs of a network");
             self->net[k] = net;
         }
-    });
+    };
+    nb::class_<LearnedNets>(m, "LearnedNets").def("__init__", build, nb::arg("nets"), nb::arg("sees"));
 }
 
 void add_to_forecaster(Forecaster& forecaster, int64_t age, Input<int8_t> taps, Input<int16_t> weights, int shift,
@@ -740,7 +751,7 @@ void bind_floating(nb::module_& m) {
           nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"), nb::arg("nets").none() = nb::none());
     m.def("collect_interpolation", &collect_interpolation<T>, nb::arg("data").noconvert(), nb::arg("mask").none(),
           nb::arg("tolerance"), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("every"),
-          nb::arg("nets").none() = nb::none());
+          nb::arg("sees"), nb::arg("nets").none() = nb::none());
     m.def("decode_interpolation", &decode_interpolation<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"),
           nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"), nb::arg("nets").none() = nb::none());

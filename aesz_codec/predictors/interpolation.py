@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from .. import _core
 from ..errors import InvalidModelError
-from ..packs import Pack
+from ..packs import Pack, plain
 from ..stream import Coder, Method, Reader, Writer, corrupt
 from .coders import handicap_of
 from .networks import built_once, mlps
@@ -43,6 +43,8 @@ __all__ = ["Interpolation"]
 
 # The networks of a pack: by the number of axes of a frame and whether it refers to the one before, the slots of its classes.
 _SLOTS = {(2, False): range(3), (2, True): range(3, 6), (3, False): range(6, 13)}
+# Decoded points that networks see, in a frame and in the one before, by slot: docs/format.md, section 18.
+MOST_SEEN = ((24, 0),) * 3 + ((24, 13),) * 3 + ((24, 0),) * 7
 LEAST_LENGTH = 8  # of the axes of frames that have an order of their own
 _SIDE_BYTES = (0.0, 8.0, 20.0, 60.0, 120.0)  # by the number of axes
 _LEAST_SAVED = 1.003  # what bytes with a model count on a sample
@@ -55,9 +57,20 @@ _FEW = 1 << 15  # values: not enough for the tables of the fast coder
 @built_once
 def networks_of(pack: Pack) -> tuple[_core.LearnedNets, frozenset[int]]:
     """Build the networks of a pack, and say which slots they are for."""
-    found = mlps(pack, 13)
+    found = mlps(pack, 13, ("sees",))
+    sees = pack.manifest["network"].get("sees", MOST_SEEN)
+    numbers = range(MOST_SEEN[0][0] + 1)
+    if not isinstance(sees, tuple) or not all(
+        isinstance(seen, tuple) and len(seen) == 2 and all(type(n) is int and n in numbers for n in seen)
+        for seen in sees
+    ):
+        raise InvalidModelError.at(
+            f"pack {pack.id!r}: network.sees",
+            found=repr(plain(sees))[:80],
+            expected="two integers for each of 13 slots (docs/format.md, section 18)",
+        )
     try:
-        return _core.LearnedNets([found.get(slot) for slot in range(13)]), frozenset(found)
+        return _core.LearnedNets([found.get(slot) for slot in range(13)], sees), frozenset(found)
     except ValueError as error:
         raise InvalidModelError.at(
             f"pack {pack.id!r}",
@@ -121,13 +134,13 @@ class Interpolation:
         cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
     ) -> Iterator[Self]:
         """See `Predictor`: all axes at once, or frames of the last two; each also with every model, but for ``fast``."""
-        for plain in cls._plain_candidates(shape, effort):
-            yield plain
+        for alone in cls._plain_candidates(shape, effort):
+            yield alone
             if effort != "fast":
-                needed = _SLOTS.get((len(shape) - plain.batch, plain.reference), ())
+                needed = _SLOTS.get((len(shape) - alone.batch, alone.reference), ())
                 coder = coder_with_model(shape, effort)
                 yield from (
-                    replace(plain, coder=coder, model=model)
+                    replace(alone, coder=coder, model=model)
                     for model in models
                     if not networks_of(model)[1].isdisjoint(needed)
                 )

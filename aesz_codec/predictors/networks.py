@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeVar
 
 from .. import _core
@@ -39,7 +39,7 @@ def built_once(build: Callable[[Pack], _T]) -> Callable[[Pack], _T]:
     return get
 
 
-def mlps(pack: Pack, slots: int) -> dict[int, _core.Mlp]:
+def mlps(pack: Pack, slots: int, others: Collection[str] = ()) -> dict[int, _core.Mlp]:
     """Load the networks of a pack: ``manifest["network"]`` is ``{"slots": {"0": <description>, ...}}``.
 
     Parameters
@@ -47,6 +47,8 @@ def mlps(pack: Pack, slots: int) -> dict[int, _core.Mlp]:
     pack : Pack
     slots : int
         How many there are; a pack need not have a network for each.
+    others : collection of str
+        Keys that there may be beside ``slots``; they are the caller's.
 
     Returns
     -------
@@ -61,7 +63,8 @@ def mlps(pack: Pack, slots: int) -> dict[int, _core.Mlp]:
     """
     field = f"pack {pack.id!r}: network"
     network = pack.manifest["network"]
-    entries = network.get("slots") if isinstance(network, Mapping) and set(network) == {"slots"} else None
+    sound = isinstance(network, Mapping) and {"slots"} <= set(network) <= {"slots", *others}
+    entries = network["slots"] if sound else None
     if not isinstance(entries, Mapping) or not entries:
         raise InvalidModelError.at(field, found=repr(plain(network))[:80], expected='{"slots": {"0": ...}}')
     known = {str(slot): slot for slot in range(slots)}

@@ -110,7 +110,7 @@ def train(
     applies_to: Sequence[dict[str, Any]] = (),
     bounds: Sequence[ErrorBound] = BOUNDS,
     validate: Sequence[Source] = (),
-    hidden: Sequence[int] = (24, 12),
+    hidden: Sequence[int] | None = None,
     steps: int = 4000,
     count: int = 6000,
     seed: int = 0,
@@ -140,7 +140,8 @@ def train(
     validate : sequence of paths
         Judged, not learned from. Without any, the last chunk of every source that has more than one.
     hidden, steps, count, seed
-        See `aesz_codec.train.points.fit`; `count` is the number of samples for a slot from every file and bound.
+        See `aesz_codec.train.points.fit`; without `hidden`, every network has the widths of its `Kind`; `count` is the number of
+        samples for a slot from every file and bound.
     modes : int
         Of a basis; the settings above are those of networks.
     per_day : int, optional
@@ -364,7 +365,7 @@ def _samples(
 def _networks(
     kind: str,
     samples: Sequence[Samples],
-    hidden: Sequence[int],
+    hidden: Sequence[int] | None,
     steps: int,
     seed: int,
     partial: Path,
@@ -372,7 +373,6 @@ def _networks(
 ) -> tuple[dict[str, Any], dict[str, Array], dict[int, tuple[int, float, float]]]:
     """Train a network for every slot that has enough samples: ``network`` of the manifest, tensors, what came of it."""
     inputs = KINDS[kind]
-    settings = [kind, list(hidden), steps, seed]
     slots: dict[int, tuple[int, float, float]] = {}
     network: dict[str, Any] = {}
     tensors: dict[str, Array] = {}
@@ -383,8 +383,10 @@ def _networks(
         def tell(done: int, slot: int = slot) -> None:
             progress("training", slot * steps + done, len(samples) * steps)
 
+        widths = inputs.hidden[slot] if hidden is None else hidden
+        settings = [kind, list(widths), steps, seed]
         net, bits = _fitted(
-            known, inputs.terms[slot], hidden, steps, seed, partial / f"{slot}.pt", settings, tell
+            known, inputs.terms[slot], widths, steps, seed, partial / f"{slot}.pt", settings, tell
         )
         network[str(slot)], more = export(net, known, inputs.terms[slot], str(slot))
         tensors |= more
@@ -395,7 +397,7 @@ def _networks(
             found=f"fewer than {_FEWEST} points for every network",
             expected="more or larger arrays",
         )
-    return {"slots": network}, tensors, slots
+    return {**inputs.network, "slots": network}, tensors, slots
 
 
 def _check_found(variables: Sequence[str], found: Iterable[str]) -> None:

@@ -291,6 +291,13 @@ def accepted_1_5() -> Iterator[tuple[str, bytes]]:
     labels[0, :, ::2] = labels[1, :, 1::2] = labels[2, 3:5] = 1
     for name, predictor in (("frames", refers), ("3d", learned)):
         yield f"learned_static_halves_{name}", forced(predictor, halves, labels=labels).to_bytes()
+    for coder in (Coder.ADAPTIVE, Coder.STATIC, Coder.MIXED):  # networks that see little
+        few = functools.partial(Interpolation, coder=coder, model=golden_model("interpolation_few"))
+        name = f"learned_few_{coder.name.lower()}"
+        for choice, shape in ((few(), (19, 26)), (few(1, reference=True), (3, 15, 18)), (few(), (7, 9, 10))):
+            for dtype in ("float32", "float64"):
+                data = field(*shape, noise=2).astype(dtype)
+                yield f"{name}_{'x'.join(map(str, shape))}_{dtype}", forced(choice, data).to_bytes()
 
 
 def _learned(*coders: Coder) -> Iterator[tuple[str, bytes]]:
@@ -724,50 +731,21 @@ def made_up(predictor: Interpolation, shape: tuple[int, ...]) -> Stream:
     return stream
 
 
-def golden_model() -> Pack:
+def golden_model(name: str = "interpolation") -> Pack:
     """Read the pack that learned streams name."""
-    return Pack.from_file(MODELS / "interpolation.aeszpack")
+    return Pack.from_file(MODELS / f"{name}.aeszpack")
 
 
 def models() -> Iterator[tuple[str, bytes]]:
     """Yield names and packs: networks for every slot of learned interpolation, bases of grids, and one that is not sound."""
-    tensors: dict[str, np.ndarray] = {}
-    slots = {}
-    for slot in range(13):
-        inputs = 49 if 3 <= slot < 6 else 36
-        widths = (inputs, *((6, 2), (2,), (5, 4, 2))[slot % 3 if slot < 12 else 1])
-
-        def centred(*shape: int, times: float, slot: int = slot) -> np.ndarray:
-            seed = 2654435761 + 2 * slot + 104729 * 2 * len(tensors)
-            return np.rint(times * (uniform(*shape, multiplier=seed) - 0.5)).astype(np.int32)
-
-        layers: list[dict[str, Any]] = []
-        for i, (before, after) in enumerate(itertools.pairwise(widths)):
-            names = {"weight": f"{slot}.w{i}", "bias": f"{slot}.b{i}"}
-            layers.append({"type": "linear", **names})
-            if i + 2 < len(widths):
-                tensors[names["weight"]] = centred(after, before, times=40).astype(np.int8)
-                tensors[names["bias"]] = centred(after, times=2048)
-                tensors[f"{slot}.s{i}"] = np.full(after, 4, np.uint8)
-                layers[-1] |= {
-                    "shift": f"{slot}.s{i}",
-                    "activation": ("relu", "leaky", "clamp")[i + slot % 2],
-                }
-                if layers[-1]["activation"] == "leaky":
-                    layers[-1]["slope"] = 2
-                continue
-            # corrections of about a step, most often up or down as the slot is even or odd; classes of all kinds
-            last = centred(2, before, times=240) if i else centred(2, before, times=120)
-            tensors[names["weight"]] = last.astype(np.int16)
-            tensors[names["bias"]] = np.array([(-1) ** slot * 40000, 3000 * (slot % 5 - 2)], np.int32)
-        slots[str(slot)] = {"arithmetic": "INT-1", "input": {"channels": inputs}, "layers": layers}
-    manifest = {
-        "id": "golden",
-        "kind": "interpolation",
-        "licence": "BSD-3-Clause",
-        "network": {"slots": slots},
-    }
-    yield "interpolation", write_pack(manifest, tensors)
+    yield "interpolation", networks("golden")
+    yield (
+        "interpolation_few",
+        networks(
+            "golden-few",
+            [*[[8, 0]] * 2, [4, 0], [8, 5], [24, 0], [12, 13], *[[20, 0]] * 4, [13, 0], [12, 0], [24, 0]],
+        ),
+    )
     for axes, grid in ((1, (30,)), (2, (9, 11)), (3, (3, 4, 5))):
         modes = np.rint(60 * (uniform(5, *grid, multiplier=69069) - 0.5)).astype(np.int8)
         tensors = {
@@ -797,6 +775,49 @@ def models() -> Iterator[tuple[str, bytes]]:
     )
     basis = {"id": "golden-basis", "kind": "basis", "licence": "BSD-3-Clause"}
     yield "basis", write_pack(basis, {"w": np.arange(12, dtype=np.int8).reshape(3, 4)})
+
+
+def networks(name: str, sees: list[list[int]] | None = None) -> bytes:
+    """Return a pack with small networks for every slot of learned interpolation, which see so many points."""
+    tensors: dict[str, np.ndarray] = {}
+    slots = {}
+    for slot in range(13):
+        inputs = 12 + (sum(sees[slot]) if sees else 37 if 3 <= slot < 6 else 24)
+        widths = (inputs, *((6, 2), (2,), (5, 4, 2))[slot % 3 if slot < 12 else 1])
+
+        def centred(*shape: int, times: float, slot: int = slot) -> np.ndarray:
+            seed = 2654435761 + 2 * slot + 104729 * 2 * len(tensors)
+            return np.rint(times * (uniform(*shape, multiplier=seed) - 0.5)).astype(np.int32)
+
+        layers: list[dict[str, Any]] = []
+        for i, (before, after) in enumerate(itertools.pairwise(widths)):
+            names = {"weight": f"{slot}.w{i}", "bias": f"{slot}.b{i}"}
+            layers.append({"type": "linear", **names})
+            if i + 2 < len(widths):
+                tensors[names["weight"]] = centred(after, before, times=40).astype(np.int8)
+                tensors[names["bias"]] = centred(after, times=2048)
+                tensors[f"{slot}.s{i}"] = np.full(after, 4, np.uint8)
+                layers[-1] |= {
+                    "shift": f"{slot}.s{i}",
+                    "activation": ("relu", "leaky", "clamp")[i + slot % 2],
+                }
+                if layers[-1]["activation"] == "leaky":
+                    layers[-1]["slope"] = 2
+                continue
+            # corrections of about a step, most often up or down as the slot is even or odd; classes of all kinds
+            last = centred(2, before, times=240) if i else centred(2, before, times=120)
+            tensors[names["weight"]] = last.astype(np.int16)
+            tensors[names["bias"]] = np.array([(-1) ** slot * 40000, 3000 * (slot % 5 - 2)], np.int32)
+        slots[str(slot)] = {"arithmetic": "INT-1", "input": {"channels": inputs}, "layers": layers}
+    manifest: dict[str, Any] = {
+        "id": name,
+        "kind": "interpolation",
+        "licence": "BSD-3-Clause",
+        "network": {"slots": slots},
+    }
+    if sees is not None:
+        manifest["network"]["sees"] = sees
+    return write_pack(manifest, tensors)
 
 
 def forecaster(name: str, grid: tuple[int, int], sets: dict[int, tuple[tuple[int, int, int], ...]]) -> bytes:
