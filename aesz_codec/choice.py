@@ -30,6 +30,7 @@ DIGEST_BYTES = 32  # of the section "model"
 _MODEL_BYTES = DIGEST_BYTES + 3  # with its place in the table
 _FEW_FRAMES, _MANY_FRAMES = 6, 16  # of a sample
 _HOPELESS = 1.1  # times the bytes of the best on a sample
+_HOPELESS_WITHOUT = 1.06  # likewise, without a model, where one with a model is best
 _HOPELESS_MODEL = 1.4  # likewise, with a model: what it has to learn of the data weighs more on a sample
 _WORTH_DECODING = 0.99  # bytes with a model to those without: less would not pay for the time of the networks
 _HOPELESS_PART = 1.06  # likewise, on the first part of a sample
@@ -161,12 +162,12 @@ def smallest(
         finalists = [trial.candidate.final(effort) for trial in leaders if trial.size <= _HOPELESS * least]
         if 8 * least < _HARDLY_ANYTHING * count:  # quiet blocks are cheaper than any decision
             finalists += [trial.candidate for trial in leaders[:1]]
-    elif learned and leaders and leaders[0].candidate.model is None:
-        # a sample says little of what a model learns of the data: the best with one is coded, too
-        others = [trial for trial in leaders if trial.candidate.model is not None]
-        finalists += [
-            trial.candidate.final(effort) for trial in others[:1] if trial.size <= _HOPELESS_MODEL * least
-        ]
+    elif learned and leaders:
+        # a sample says little of what a model learns of the data: the best with one and the best without are both coded
+        with_model = leaders[0].candidate.model is not None
+        within = _HOPELESS_WITHOUT if with_model else _HOPELESS_MODEL
+        others = [trial for trial in leaders if (trial.candidate.model is not None) != with_model]
+        finalists += [trial.candidate.final(effort) for trial in others[:1] if trial.size <= within * least]
     finalists += [candidate.final(effort) for candidate in whole]
     # a sample that is the whole need not be coded again
     done = {trial.candidate: trial.coded[0] for trial in leaders} if count == values.size else {}
