@@ -210,7 +210,7 @@ def test_models_and_when_they_have_paid(tmp_path):
         data,
         tmp_path / "o.zarr",
         ("range_rel", 1e-2),
-        model="general-interpolation-1",
+        model="general-interpolation-2",
         report=tmp_path / "r.html",
     )
     entry = json.loads((tmp_path / "r.json").read_text())["variables"][0]

@@ -386,7 +386,7 @@ class TestAppend:
             assert stored.sizes["time"] == 48 and not (store / ".aesz").exists()
 
     def test_models_come_with_the_store(self, tmp_path):
-        model = {"model": "general-interpolation-1"}
+        model = {"model": "general-interpolation-2"}
         convert(month(0, 12), tmp_path / "a.zarr", {"t2m": 0.05}, chunks={"time": CHUNK}, **model)
         append(month(12, 12), tmp_path / "a.zarr")
         data = both(month(0, 12), month(12, 12))
