@@ -244,7 +244,7 @@ def test_networks_are_built_once_for_a_digest(monkeypatch):
     built = []
     network = interpolation.mlps
     monkeypatch.setattr(
-        interpolation, "mlps", lambda pack, slots: built.append(pack.digest) or network(pack, slots)
+        interpolation, "mlps", lambda pack, *more: built.append(pack.digest) or network(pack, *more)
     )
     pack = random_pack("once", 77)
     start = threading.Barrier(4)
