@@ -223,23 +223,16 @@ def find(attributes: Mapping[str, Any], grid: str | None = None) -> builtins.lis
 
 def _last_versions(entries: builtins.list[Entry]) -> builtins.list[Entry]:
     """Leave out models that a later one of the same name replaces: they are there for what was written with them."""
-
-    def split(entry: Entry) -> tuple[str, int]:
-        number = _VERSION.search(entry.id)
-        manifest = entry.pack.manifest
-        name = entry.id[: number.start()] if number else entry.id
-        return repr((name, entry.kind, manifest["variables"], manifest["grid"])), int(
-            number[1]
-        ) if number else 0
-
+    numbered = []
     last: dict[str, int] = {}
-    for name, number in map(split, entries):
+    for entry in entries:
+        found = _VERSION.search(entry.id)
+        number = int(found[1]) if found else 0
+        manifest = entry.pack.manifest
+        name = repr((_VERSION.sub("", entry.id), entry.kind, manifest["variables"], manifest["grid"]))
         last[name] = max(number, last.get(name, 0))
-    return [
-        entry
-        for entry, (name, number) in zip(entries, map(split, entries), strict=True)
-        if number == last[name]
-    ]
+        numbered.append((entry, name, number))
+    return [entry for entry, name, number in numbered if number == last[name]]
 
 
 def add(path: str | os.PathLike[str]) -> Pack:
