@@ -35,8 +35,8 @@ _HOPELESS_MODEL = 1.4  # likewise, with a model: what it has to learn of the dat
 _WORTH_DECODING = 0.99  # bytes with a model to those without: less would not pay for the time of the networks
 _HOPELESS_PART = 1.06  # likewise, on the first part of a sample
 _HOPELESS_PART_MODEL = 1.5  # likewise, with a model
-_WORTH_A_MODEL = {"default": 1.1, "max": 1.3}  # likewise, without the model that is to be tried
-_WORTH_A_MODEL_OF_KIND = {"default": 1.04, "max": 1.3}  # likewise, to the best of its kind
+_WORTH_A_MODEL = {"fast": 2.0, "default": 1.1, "max": 1.3}  # likewise, without the model that is to be tried
+_WORTH_A_MODEL_OF_KIND = {"fast": 1.1, "default": 1.04, "max": 1.3}  # likewise, to the best of its kind
 _HARDLY_ANYTHING = 0.05  # bits a value
 
 
@@ -136,9 +136,9 @@ def smallest(
     least = min(tried.values(), default=math.inf)
     alone = dict(tried)
     for candidate in learned:
-        plain = candidate.without_model()
+        plain = candidate.without_model(effort)
         of_kind = min((size for p, size in alone.items() if p.method is candidate.method), default=0.0)
-        most = min(_WORTH_A_MODEL.get(effort, 1.0) * least, _WORTH_A_MODEL_OF_KIND.get(effort, 1.0) * of_kind)
+        most = min(_WORTH_A_MODEL[effort] * least, _WORTH_A_MODEL_OF_KIND[effort] * of_kind)
         if plain is None or tried.get(plain, 0) <= most:
             attempt(cast(Predictor, candidate.for_rate(8 * least / count)))
     leaders = sorted(best.values(), key=lambda trial: trial.size)
@@ -162,7 +162,7 @@ def smallest(
         finalists = [trial.candidate.final(effort) for trial in leaders if trial.size <= _HOPELESS * least]
         if 8 * least < _HARDLY_ANYTHING * count:  # quiet blocks are cheaper than any decision
             finalists += [trial.candidate for trial in leaders[:1]]
-    elif learned and leaders:
+    elif effort == "default" and learned and leaders:
         # a sample says little of what a model learns of the data: the best with one and the best without are both coded
         with_model = leaders[0].candidate.model is not None
         within = _HOPELESS_WITHOUT if with_model else _HOPELESS_MODEL

@@ -41,7 +41,7 @@ class CodecConfig:
     model : str, path, Pack, a sequence of these, or None
         Models that the encoder may use, each chunk at most one and only where it saves bytes: an id, a digest, the file of a
         pack, ``"auto"`` (all installed ones that are for any variable), or None for none.  Becomes a tuple of
-        `ModelReference`.  ``fast`` uses none.
+        `ModelReference`.  ``fast`` uses those of the kind ``interpolation`` only.
     embed_models : bool
         A pack that does not come with this package is put into the configuration (up to 512 kB), so that who reads the data
         needs nothing else.  False refuses that: only id and digest are written, and the pack must be installed.

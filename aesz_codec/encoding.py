@@ -456,7 +456,7 @@ def _worth_it(
 ) -> tuple[ModelReference, ...]:
     """Return the installed models for a variable that pay on a sample of its chunks."""
     variable = ds.variables[name]
-    if effort == "fast" or dtype.itemsize == 2 or not variable.size or variable.ndim < 2:
+    if dtype.itemsize == 2 or not variable.size or variable.ndim < 2:
         return ()
     found: dict[str, ModelReference] = {}
     for entry in usable(properties_of(ds, name), grid_of(ds, name))[:_MOST_TRIED]:

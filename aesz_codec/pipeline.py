@@ -154,7 +154,7 @@ def encode(
         Remember byte order and Fortran order for `decode`.
     models : sequence of Pack
         At most one of a kind is used, and only where it saves bytes; then the stream names its digest, and `decode` needs it.
-        ``effort="fast"`` uses none.
+        ``effort="fast"`` uses those of the kind ``interpolation`` only.
     forecast : Forecasting, optional
         A foundation model that may forecast the states of a float array, (time, channel, latitude, longitude) or without
         channel, in the modes ``abs`` and ``range_rel``; used only where that saves bytes, and then `decode` needs it

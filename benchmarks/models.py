@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bounds", default="1e-2,1e-3", help="of the suite's (default: 1e-2,1e-3)")
     parser.add_argument("--abs", default="", help="bounds in the units of the fields, instead")
     parser.add_argument("--sz3", action="store_true", help="the smallest setting of SZ3 beside it")
-    parser.add_argument("--effort", default="default")
+    parser.add_argument("--efforts", default="default", help="separated by commas (default: default)")
     parser.add_argument("--title", default="What models save")
     parser.add_argument("--speed", action="store_true", help="speeds instead of bytes: speed.md")
     parser.add_argument("--workers", type=int, default=1)
@@ -107,14 +107,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no such fields: {', '.join(sorted(missing))}")
     chosen = [field for field in chosen if not wanted or field.name in wanted]
     bounds = options.bounds.split(",")
-    peers = [Aesz(options.effort), Aesz(options.effort, models=tuple(options.packs))]
-    peers = [*peers, *(sz3.settings(()) if options.sz3 else ())]
+    efforts = options.efforts.split(",")
+    ours = [Aesz(effort, models=models) for effort in efforts for models in ((), tuple(options.packs))]
     if options.speed:
-        text = f"# {options.title}\n\n" + _speeds(chosen, bounds, [sz3.INTERP_LORENZO, *peers[:2]])
+        text = f"# {options.title}\n\n" + _speeds(chosen, bounds, [sz3.INTERP_LORENZO, *ours])
         options.output.mkdir(parents=True, exist_ok=True)
         report.write_markdown(options.output / "speed.md", [text])
         print(text)
         return 0
+    peers = [*ours, *(sz3.settings(()) if options.sz3 else ())]
     absolute = fields.parse_bounds("abs", options.abs) if options.abs else ()
     tasks = [
         (field, bound, "float32", peers)
@@ -127,9 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     report.write_rows(options.output / "models.csv", rates.Rate, measured)
     size = packs[0].nbytes if len(packs) == 1 else None
     names = ", ".join(f"`{pack.id}` ({pack.nbytes} bytes)" for pack in packs)
-    text = f"# {options.title}\n\nPacks: {names}; effort `{options.effort}`.\n\n" + _table(
-        measured, options.effort, size
-    )
+    text = f"# {options.title}\n\nPacks: {names}.\n"
+    text += "".join(f"\nEffort `{effort}`:\n\n{_table(measured, effort, size)}" for effort in efforts)
     report.write_markdown(options.output / "models.md", [text])
     print(text)
     return int(any(rate.violations for rate in measured))

@@ -145,8 +145,8 @@ class Learned(Predictor, Protocol):
         InvalidModelError or UnsupportedModelError if they are not sound.
         """
 
-    def without_model(self) -> Self | None:
-        """Return the same choice without its model; None if there is none."""
+    def without_model(self, effort: str) -> Self | None:
+        """Return the same choice as it is tried without a model; None if it is not."""
 
     def for_rate(self, rate: float) -> Self:
         """Return the same choice with the coder to be tried first at so many bits a value."""

@@ -132,7 +132,7 @@ class Causal:
         """See `Learned`."""
         _forecaster(pack)
 
-    def without_model(self) -> Self | None:
+    def without_model(self, effort: str) -> Self | None:
         """See `Learned`."""
         return replace(self, model=None)
 

@@ -36,7 +36,15 @@ from .forecasts import (
     Summing,
     steps,
 )
-from .interpolation import NEARLY_ZERO, QUIET, can_refer, coder_with_model, learned_handicap, networks_of
+from .interpolation import (
+    NEARLY_ZERO,
+    QUIET,
+    can_refer,
+    coder_alone,
+    coder_with_model,
+    learned_handicap,
+    networks_of,
+)
 
 if TYPE_CHECKING:
     from . import Floats, Mask, Predictor, Quantizer
@@ -104,9 +112,9 @@ class Frames:
         """See `Learned`."""
         networks_of(pack)
 
-    def without_model(self) -> Self | None:
-        """See `Learned`; without a model trials take ``Coder.ADAPTIVE``."""
-        return replace(self, coder=Coder.ADAPTIVE, model=None)
+    def without_model(self, effort: str) -> Self | None:
+        """See `Learned`."""
+        return replace(self, coder=coder_alone(effort), model=None)
 
     def for_rate(self, rate: float) -> Self:
         """See `Learned`: the static coder is no good for zeros."""

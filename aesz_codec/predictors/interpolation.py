@@ -84,9 +84,14 @@ def can_refer(shape: tuple[int, ...]) -> bool:
     return len(shape) > 2 and shape[0] > 0 and min(shape[-2:]) >= LEAST_LENGTH
 
 
+def coder_alone(effort: str) -> Coder:
+    """Return the coder that trials without a model take."""
+    return Coder.STATIC if effort == "fast" else Coder.ADAPTIVE
+
+
 def coder_with_model(shape: tuple[int, ...], effort: str) -> Coder:
     """Return the coder that a model is tried with."""
-    return Coder.STATIC if effort == "default" and math.prod(shape) > _FEW else Coder.ADAPTIVE
+    return Coder.STATIC if effort != "max" and math.prod(shape) > _FEW else Coder.ADAPTIVE
 
 
 def learned_handicap(coder: Coder, model: Pack | None, effort: str, share: float) -> float:
@@ -133,30 +138,29 @@ class Interpolation:
     def candidates(
         cls, shape: tuple[int, ...], effort: str, rate: float, models: Sequence[Pack] = ()
     ) -> Iterator[Self]:
-        """See `Predictor`: all axes at once, or frames of the last two; each also with every model, but for ``fast``."""
+        """See `Predictor`: all axes at once, or frames of the last two; each also with every model."""
         for alone in cls._plain_candidates(shape, effort):
             yield alone
-            if effort != "fast":
-                needed = _SLOTS.get((len(shape) - alone.batch, alone.reference), ())
-                coder = coder_with_model(shape, effort)
-                yield from (
-                    replace(alone, coder=coder, model=model)
-                    for model in models
-                    if not networks_of(model)[1].isdisjoint(needed)
-                )
+            needed = _SLOTS.get((len(shape) - alone.batch, alone.reference), ())
+            coder = coder_with_model(shape, effort)
+            yield from (
+                replace(alone, coder=coder, model=model)
+                for model in models
+                if not networks_of(model)[1].isdisjoint(needed)
+            )
 
     @classmethod
     def prepare(cls, pack: Pack) -> None:
         """See `Learned`."""
         networks_of(pack)
 
-    def without_model(self) -> Self | None:
-        """See `Learned`; without a model trials take ``Coder.ADAPTIVE``."""
-        return replace(self, coder=Coder.ADAPTIVE, model=None)
+    def without_model(self, effort: str) -> Self | None:
+        """See `Learned`."""
+        return replace(self, coder=coder_alone(effort), model=None)
 
     @classmethod
     def _plain_candidates(cls, shape: tuple[int, ...], effort: str) -> Iterator[Self]:
-        coder = Coder.STATIC if effort == "fast" else Coder.ADAPTIVE
+        coder = coder_alone(effort)
         yield cls(coder=coder)
         frames = range(max(1, len(shape) - 2), len(shape) - 1) if effort != "max" else range(1, len(shape))
         for batch in frames:

@@ -32,7 +32,7 @@ class Aesz:
         return np.asarray(AESZ(mode="lossless").decode(stream))
 
 
-@functools.lru_cache(4)
+@functools.lru_cache(8)
 def _codec(tolerance: float, effort: str, models: tuple[str, ...]) -> AESZ:
     """Return one codec for all chunks of an array, as Zarr has it."""
     return AESZ(error_bound=tolerance, mode="abs", effort=effort, model=list(models) or None)
