@@ -75,31 +75,49 @@ inline void quantize_weights(const double* x, int n, const int32_t* fallback, in
 struct Regression {
     int features;
     double tolerance;
-    int rounds;     // from the second on large errors weigh less: bytes grow with the logarithm of an error
+    int rounds;     // large errors weigh less, as bytes grow with the logarithm of an error
     double ridge;   // towards the prior
     int64_t least;  // samples
     bool exact;     // whether the features are of the original: those of the decoder carry the quantizer's noise besides
 };
 
+// What the target of a sample, which follows its features, is beyond the prediction by weights.
+inline double error_of(const double* sample, const double* weights, int n) {
+    double sum[4] = {};
+    int k = 0;
+    for (; k + 4 <= n; k += 4)
+        for (int j = 0; j < 4; ++j) sum[j] += weights[k + j] * sample[k + j];
+    for (; k < n; ++k) sum[0] += weights[k] * sample[k];
+    return sample[n] - ((sum[0] + sum[1]) + (sum[2] + sum[3]));
+}
+
 // Fits by least squares.  `samples`: features and target, one after the other.  Returns how many rounds had a sound solution; `x`
 // is that of the last of them.
+//
+// A few samples at a coast, with nothing to see behind it, would outweigh all others: so the first round weighs errors, too,
+// those of the prior, unless that predicts nothing.
 inline int fit_rounds(const Regression& how, const std::vector<double>& samples, const double* prior, double* x) {
     const int n = how.features;
+    const auto stride = static_cast<std::size_t>(n) + 1;
+    const double quantum = 4 * how.tolerance * how.tolerance;
+    std::vector<double> errors(samples.size() / stride);
     double feature[kMaxWeights] = {};
     for (int round = 0; round < how.rounds; ++round) {
         NormalEquations equations;
         equations.n = n;
-        double total = 0;
-        for (std::size_t i = 0; i < samples.size(); i += static_cast<std::size_t>(n) + 1) {
-            std::copy(&samples[i], &samples[i] + n, feature);
-            const double target = samples[i + static_cast<std::size_t>(n)];
-            double weight = 1;
-            if (round) {
-                double error = target;
-                for (int k = 0; k < n; ++k) error -= x[k] * feature[k];
-                weight = 1 / (1 + error * error / (4 * how.tolerance * how.tolerance));
-            }
-            equations.add(feature, target, weight);
+        double total = 0, unit = quantum;  // of squared errors
+        if (round || !how.exact)
+            for (std::size_t i = 0; i < errors.size(); ++i) errors[i] = error_of(&samples[i * stride], round ? x : prior, n);
+        if (!round && !how.exact) {
+            double sum = 0;
+            for (const double error : errors) sum += std::abs(error);
+            const double wide = 4 * sum / static_cast<double>(std::max<std::size_t>(errors.size(), 1));
+            unit += wide * wide;
+        }
+        for (std::size_t i = 0; i < errors.size(); ++i) {
+            std::copy_n(&samples[i * stride], n, feature);
+            const double weight = 1 / (1 + errors[i] * errors[i] / unit);
+            equations.add(feature, samples[i * stride + static_cast<std::size_t>(n)], weight);
             total += weight;
         }
         if (how.exact) {  // uniform noise has the variance tolerance^2 / 3; that of the base is in every feature
