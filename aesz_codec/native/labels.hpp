@@ -1,6 +1,7 @@
 // Small labels (masks, signs), coded by their neighbours.  docs/format.md, section 12.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -34,24 +35,36 @@ void code_labels(Coder& coder, uint8_t* labels, int64_t planes, int64_t lines, i
                 differs[static_cast<std::size_t>(i)] =
                     static_cast<uint8_t>((north[i - 1] ^ north[i]) | (north[i + 1] ^ north[i]) | (north2[i] ^ north[i]) |
                                          (before[i] ^ north[i]) | (before[i + 1] ^ north[i]));
+            differs.front() = differs.back() = 1;  // not all of them are there
             for (int64_t i = 0; i < width; ++i) {
                 const bool inside = i + 1 < width;
                 const int west = i ? row[i - 1] : north[0];
                 unsigned context = (i > 1 ? row[i - 2] == west : 1u) << 1 | static_cast<unsigned>(west != 0) << 7;
-                if (i && inside && !differs[static_cast<std::size_t>(i)]) {
-                    context |= north[i] == west ? kAllAround : 0u;
+                bool alike;
+                if (!differs[static_cast<std::size_t>(i)] && north[i] == west && context & 2u) {  // and so it stays
+                    Bit regular = models->regular[context | kAllAround];
+                    const int64_t first = i;
+                    do {
+                        alike = code_likely_bit(coder, regular, row[i] == west);
+                    } while (alike && !differs[static_cast<std::size_t>(++i)]);
+                    models->regular[context | kAllAround] = regular;
+                    std::fill(row + first, row + i, static_cast<uint8_t>(west));
+                    if (alike) --i;
                 } else {
-                    context |= static_cast<unsigned>(north[i] == west);
-                    context |= (i ? north[i - 1] == west : 1u) << 2;
-                    context |= (inside ? north[i + 1] == west : 1u) << 3;
-                    context |= static_cast<unsigned>(north2[i] == west) << 4;
-                    context |= static_cast<unsigned>(before[i] == west) << 5;
-                    context |= (inside ? before[i + 1] == west : 1u) << 6;
+                    if (differs[static_cast<std::size_t>(i)]) {
+                        context |= static_cast<unsigned>(north[i] == west);
+                        context |= (i ? north[i - 1] == west : 1u) << 2;
+                        context |= (inside ? north[i + 1] == west : 1u) << 3;
+                        context |= static_cast<unsigned>(north2[i] == west) << 4;
+                        context |= static_cast<unsigned>(before[i] == west) << 5;
+                        context |= (inside ? before[i + 1] == west : 1u) << 6;
+                    } else if (north[i] == west) {
+                        context |= kAllAround;
+                    }
+                    alike = code_bit(coder, models->regular[context], row[i] == west);
+                    if (alike) row[i] = static_cast<uint8_t>(west);
                 }
-                if (code_bit(coder, models->regular[context], row[i] == west)) {
-                    row[i] = static_cast<uint8_t>(west);
-                    continue;
-                }
+                if (alike) continue;
                 unsigned node = 1;
                 for (int bit = kLabelBits - 1; bit >= 0; --bit)
                     node = 2 * node + static_cast<unsigned>(code_bit(coder, models->value[west][node], row[i] >> bit & 1));

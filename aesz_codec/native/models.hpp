@@ -81,6 +81,16 @@ int code_bit(Coder& coder, Bit& model, int value) {
     return value;
 }
 
+// The same where it is nearly always 1.
+template <class Coder>
+int code_likely_bit(Coder& coder, Bit& model, int value) {
+    uint32_t p = model.p16();
+    p = p < 4 ? 4 : p > 65532 ? 65532 : p;
+    value = coder.likely_bit(value, p);
+    model.update(value);
+    return value;
+}
+
 // Mixes N adaptive probabilities in the logistic domain; the weights learn from every decision.
 template <int N>
 struct Mixer {

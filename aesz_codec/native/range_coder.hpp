@@ -2,6 +2,7 @@
 //
 // Encoder and decoder share one interface, so that a model is written once and cannot differ between the directions:
 //   bit(value, p1)               one binary decision; p1 = P(bit = 1) in 1/65536, 1..65535
+//   likely_bit(value, p1)        the same in less time, where it is nearly always 1
 //   symbol(value, distribution)  one of several; distribution(i) = P(symbol < i) in 1/32768, strictly increasing
 //   raw(value, bits)             equiprobable bits, at most 16
 // The encoder writes `value` and returns it; the decoder ignores it and returns what it reads.
@@ -31,6 +32,8 @@ class RangeEncoder {
         normalize();
         return value;
     }
+
+    int likely_bit(int value, uint32_t p1) { return bit(value, p1); }
 
     template <class Distribution>
     int symbol(int value, const Distribution& below) {
@@ -111,6 +114,20 @@ class RangeDecoder {
         range_ = bound ^ ((bound ^ (range_ - bound)) & zero);
         normalize();
         return static_cast<int>(zero + 1);
+    }
+
+    // The same, for the processor to guess: what follows need not wait for the comparison.
+    int likely_bit(int, uint32_t p1) {
+        const uint64_t bound = (range_ >> 16) * p1;
+        const bool one = code_ < bound;
+        if (AESZ_UNLIKELY(!one)) {
+            code_ -= bound;
+            range_ -= bound;
+        } else {
+            range_ = bound;
+        }
+        normalize();
+        return one;
     }
 
     template <class Distribution>
