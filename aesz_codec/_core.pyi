@@ -97,7 +97,6 @@ def collect_interpolation(
     reference: bool,
     every: int,
     sees: Sequence[tuple[int, int]],
-    nets: LearnedNets | None = None,
 ) -> list[tuple[bytes, bytes]]: ...
 
 class Forecaster:

@@ -244,7 +244,7 @@ struct InterpolationPlan {
     int beta16 = 16;
     double offset = 0;                  // prediction of the first point
     const LearnedNets* nets = nullptr;  // or none
-    LearnedSamples* samples = nullptr;  // to be filled, or none; encoder only
+    LearnedSamples* samples = nullptr;  // to be filled, or none; encoder only, without networks
 
     int levels() const {
         int64_t longest = 1;

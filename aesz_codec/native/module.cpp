@@ -291,13 +291,12 @@ LearnedNets::Sights sights_of(const std::vector<std::pair<int, int>>& sees) {
 // Inputs and targets of learned interpolation, for every network; for training.
 template <class T>
 nb::list collect_interpolation(Input<T> data, Mask mask, double tolerance, double step, double offset, int batch, bool reference,
-                               uint64_t every, const std::vector<std::pair<int, int>>& sees, const LearnedNets* nets) {
+                               uint64_t every, const std::vector<std::pair<int, int>>& sees) {
     InterpolationPlan plan = interpolation_plan(data, {step, offset, batch, reference, false, 16, 16});
     LearnedSamples samples;
     samples.sights = sights_of(sees);
     samples.every = std::max<uint64_t>(1, every);
     plan.samples = &samples;
-    plan.nets = nets;
     const Memory<T> out(data.size());
     encode_with<T, InterpolationCoder>(plan, 0, data, mask, tolerance, out.data());
     nb::list found;
@@ -751,7 +750,7 @@ void bind_floating(nb::module_& m) {
           nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"), nb::arg("nets").none() = nb::none());
     m.def("collect_interpolation", &collect_interpolation<T>, nb::arg("data").noconvert(), nb::arg("mask").none(),
           nb::arg("tolerance"), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("every"),
-          nb::arg("sees"), nb::arg("nets").none() = nb::none());
+          nb::arg("sees"));
     m.def("decode_interpolation", &decode_interpolation<T>, nb::arg("codes"), nb::arg("outliers"), nb::arg("out").noconvert(),
           nb::arg("mask").none(), nb::arg("step"), nb::arg("offset"), nb::arg("batch"), nb::arg("reference"), nb::arg("reversed"),
           nb::arg("coder"), nb::arg("alpha16"), nb::arg("beta16"), nb::arg("nets").none() = nb::none());
