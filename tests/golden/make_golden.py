@@ -3,7 +3,8 @@
 ``1.0/`` to ``1.5/`` hold streams of those format versions and ``index.json`` what they decode to; ``reject/`` holds
 streams that must fail and the name of the error; ``models/`` holds the packs that streams of both name.  Files that are there
 stay as they are: a released stream is decoded forever.  ``--force`` writes a folder (without one: all) anew, which is right
-only for a format that was never released.
+only for a format that was never released.  The same sources write the same bytes, with SIMD and without, but not those that
+are there: what the encoder fits and chooses (weights of frames, the grid of a forecast) changes with it, decoders do not.
 """
 
 from __future__ import annotations
