@@ -58,6 +58,7 @@ from aesz_codec.predictors import Causal, Frames, Interpolation, Local, Predicto
 from aesz_codec.predictors.forecasts import Forecaster, LeastSquares, Motion, Nearest
 from aesz_codec.predictors.interpolation import networks_of
 from aesz_codec.stream import Coder, Section, Stream, Writer
+from aesz_codec.train.packing import write_pack
 
 from .. import reference
 from .samples import GOLDEN_MODELS, claimed_bytes, golden, repaired, samples
@@ -100,8 +101,36 @@ def _in_time() -> list[bytes]:
 
 
 @cache
-def _interpolation_pack() -> Pack:
-    return Pack.from_file(GOLDEN_MODELS / "interpolation.aeszpack")
+def _interpolation_packs() -> list[Pack]:
+    """Return the golden packs, and packs of one layer whose networks see any numbers of points, or are not there."""
+    return [
+        *(
+            Pack.from_file(GOLDEN_MODELS / f"{name}.aeszpack")
+            for name in ("interpolation", "interpolation_few")
+        ),
+        *(_pack_of_one_layer(seed) for seed in range(6)),
+    ]
+
+
+def _pack_of_one_layer(seed: int) -> Pack:
+    rng = np.random.default_rng(seed)
+    sees = [[int(rng.integers(4, 25)), int(rng.integers(14)) if 3 <= slot < 6 else 0] for slot in range(13)]
+    tensors: dict[str, np.ndarray] = {}
+    slots = {}
+    for slot in np.flatnonzero(rng.random(13) < 0.9).tolist():
+        inputs = sum(sees[slot]) + 12
+        largest = rng.choice((20, 1000))
+        tensors[f"{slot}.w"] = rng.integers(-largest, largest + 1, (2, inputs)).astype(np.int16)
+        tensors[f"{slot}.b"] = rng.integers(-40000, 40001, 2).astype(np.int32)
+        layer = {"type": "linear", "weight": f"{slot}.w", "bias": f"{slot}.b"}
+        slots[str(slot)] = {"arithmetic": "INT-1", "input": {"channels": inputs}, "layers": [layer]}
+    network = {"slots": slots, "sees": sees}
+    manifest = {"id": f"any-{seed}", "kind": "interpolation", "licence": "CC0-1.0", "network": network}
+    return Pack.from_bytes(write_pack(manifest, tensors))
+
+
+def _any_pack(rng: random.Random) -> Pack | None:
+    return rng.choice(_interpolation_packs()) if rng.random() < 0.3 else None
 
 
 @cache
@@ -271,7 +300,7 @@ def _any_frames(rng: random.Random, batch: int = 1) -> Frames:
         1 << rng.randrange(7),
         rng.choice((Nearest, LeastSquares, Motion))(),
         rng.choice((Coder.ADAPTIVE, Coder.MIXED)),
-        _interpolation_pack() if rng.random() < 0.3 else None,
+        _any_pack(rng),
     )
 
 
@@ -307,14 +336,32 @@ def _frames_by_any_schedule(rng: random.Random, codes: bytes) -> None:
         return rng.choice((said, said, said, np.full_like(said, rng.choice(SPECIAL)), None, said[1:]))
 
     step, offset = rng.choice((1.0, *SPECIAL)), rng.choice(SPECIAL)
-    nets = _interpolation_nets() if rng.random() < 0.3 else None
+    pack = _any_pack(rng)
+    nets = None if pack is None else networks_of(pack)[0]
     coder = rng.choice(list(Coder))
-    _core.decode_frames(codes, b"", out, None, step, offset, 1, coder, 16, 16, nets, rows, predict)
+    said = _any_sums(rng, frames) if rng.random() < 0.5 else predict
+    _core.decode_frames(codes, b"", out, None, step, offset, 1, coder, 16, 16, nets, rows, said)
 
 
-@cache
-def _interpolation_nets() -> _core.LearnedNets:
-    return networks_of(_interpolation_pack())[0]
+def _any_sums(rng: random.Random, frames: int) -> _core.FrameSums:
+    """Return weighted sums of any frames, from near and far."""
+    rows = np.array(
+        [(rng.randrange(-1, 3), rng.randrange(frames), rng.randrange(-1, frames)) for _ in range(frames)]
+    )
+    if rng.random() < 0.1:
+        rows[rng.randrange(frames), rng.randrange(3)] = rng.choice((-2, 3, frames, 1 << 40))
+    sums = []
+    for _ in range(3):
+        far = rng.choice((0, 3, 30, 1 << 20, 1 << 62))
+        taps = [
+            (rng.choice((0, 0, 0, 1)), rng.randint(-far, far), rng.randint(-far, far))
+            for _ in range(rng.randrange(12))
+        ]
+        weights = [
+            rng.choice((*SPECIAL, rng.uniform(-2, 2))) for _ in range(len(taps) + (rng.random() < 0.02))
+        ]
+        sums.append((np.array(taps, np.int64).reshape(-1, 3), np.array(weights)))
+    return _core.FrameSums(rows.astype(np.int64), sums)
 
 
 # ---- decisions of our choice -----------------------------------------------------------------------------------
@@ -469,6 +516,8 @@ def _composed_closed_loop(kind: str, shape: tuple[int, ...], rng: random.Random)
             alpha16=rng.choice((16, 20, 255)),
             beta16=rng.choice((16, 24, 255)),
         )
+        if not predictor.reversed and predictor.coder is not Coder.ADAPTIVE_ZEROS:
+            predictor = replace(predictor, model=_any_pack(rng))
     if kind == "local":
         predictor = Local()
     if kind == "frames":
@@ -482,6 +531,8 @@ def _composed_closed_loop(kind: str, shape: tuple[int, ...], rng: random.Random)
         try:
             if kind == "frames":
                 reference.decode_frames(loop, plan, fitted, predictor.model)
+            elif kind == "interpolation":
+                reference.decode_interpolation(loop, plan, predictor.model)
             else:
                 getattr(reference, f"decode_{kind}")(loop, plan)
         except reference.RejectedStreamError:
@@ -524,13 +575,14 @@ def encode_case(rng: random.Random) -> None:
     modes = ("abs", "range_rel", "pw_rel") if dtype.kind == "f" else ("abs", "range_rel")
     mode = rng.choice(modes)
     value = 10.0 ** (rng.uniform(-7, -0.1) if mode != "abs" else rng.uniform(-40, 40))
+    pack = _any_pack(rng)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         stream = pipeline.encode(
             array,
             ErrorBound(mode, value),
             effort=rng.choice(pipeline.EFFORTS),
-            models=[_interpolation_pack()] if rng.random() < 0.3 else [],
+            models=[] if pack is None else [pack],
             forecasters=rng.choice((None, None, [], [Nearest], [LeastSquares], [Motion])),
         )
     decoded, tolerance = pipeline.decode(stream), pipeline.describe(stream).tolerance
