@@ -157,6 +157,10 @@ def test_sums_of_frames_that_there_are_not_are_refused():
         ((0, -1, 0), [(taps, weights)]),
         ((0, 0, -1), [(two, np.ones(2))]),
         ((0, 0, -1), [(taps, np.ones(2))]),
+        *(
+            ((0, 0, -1), [(taps + [0, *far], weights)])
+            for far in ((-(2**63), 0), (0, -(2**63)), (0, 2**63 - 1))
+        ),
     ):
         with pytest.raises(ValueError):
             _core.FrameSums(np.array([(-1, -1, -1), row]), sums)

@@ -173,7 +173,8 @@ std::vector<FrameTap> taps_of(const Input<int64_t>& taps, int64_t frames, int64_
     std::vector<FrameTap> found;
     for (std::size_t k = 0; k < taps.shape(0); ++k) {
         const int64_t* row = taps.data() + 3 * k;
-        if (row[0] < 0 || row[0] >= frames || std::abs(row[1]) > farthest || std::abs(row[2]) > farthest)
+        const auto is_near = [&](int64_t distance) { return distance >= -farthest && distance <= farthest; };
+        if (row[0] < 0 || row[0] >= frames || !is_near(row[1]) || !is_near(row[2]))
             throw std::invalid_argument("a tap outside the frames");
         found.push_back({row[0], row[1], row[2], 0.0});
     }
