@@ -647,19 +647,20 @@ void run_network(const Network& network, Input<int16_t> input, int64_t items, Ax
 }
 
 void bind_learned(nb::module_& m) {
-    const auto build = [](LearnedNets* self, const std::vector<nb::object>& nets, const std::vector<std::pair<int, int>>& sees) {
+    const auto build = [](const std::vector<nb::object>& nets, const std::vector<std::pair<int, int>>& sees) {
         check(nets.size() == LearnedNets::kSlots, "number of networks");
-        new (self) LearnedNets{sights_of(sees), {}};
+        LearnedNets built{sights_of(sees), {}};
         for (std::size_t k = 0; k < nets.size(); ++k) {
             if (nets[k].is_none()) continue;
             const Mlp& net = nb::cast<const Mlp&>(nets[k]);
-            check(net.inputs() == self->sights[k].inputs() && net.outputs() == 2 && net.lowest() <= -kLargestInput &&
+            check(net.inputs() == built.sights[k].inputs() && net.outputs() == 2 && net.lowest() <= -kLargestInput &&
                       net.highest() >= kLargestInput,
                   "inputs or outputs of a network");
-            self->net[k] = net;
+            built.net[k] = net;
         }
+        return built;
     };
-    nb::class_<LearnedNets>(m, "LearnedNets").def("__init__", build, nb::arg("nets"), nb::arg("sees"));
+    nb::class_<LearnedNets>(m, "LearnedNets").def(nb::new_(build), nb::arg("nets"), nb::arg("sees"));
 }
 
 void add_to_forecaster(Forecaster& forecaster, int64_t age, Input<int8_t> taps, Input<int16_t> weights, int shift,

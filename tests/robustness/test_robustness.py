@@ -18,6 +18,7 @@ import sys
 import time
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -668,6 +669,29 @@ def test_bombs_fit_into_a_small_address_space() -> None:
         timeout=60,
     )
     assert child.stdout.decode() == ""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps what is freed for a while"
+)
+def test_networks_that_are_refused_leave_nothing() -> None:
+    """A process may be given the same unsound pack again and again."""
+
+    def network(inputs: int) -> _core.Mlp:
+        weight, bias = np.ones((2, 1, inputs), np.int16), np.zeros(2, np.int32)
+        return _core.Mlp([_core.Dense(weight, bias, None, 511, 0, 0, 0)], -511, 511)
+
+    def taken() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    networks = [network(36)] * 12 + [network(37)]
+    for times in (100, 4000):
+        before = taken()
+        for _ in range(times):
+            with pytest.raises(ValueError):
+                _core.LearnedNets(networks, [(24, 0)] * 13)
+    assert taken() - before < 16 << 20  # 4 KB each time
 
 
 def test_an_array_beyond_all_memory_is_an_error() -> None:
