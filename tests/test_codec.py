@@ -12,6 +12,8 @@ import pytest
 
 from aesz_codec import AESZ, errors
 from aesz_codec.bounds import ErrorBound, first_violation
+from aesz_codec.predictors import Interpolation, Quantizer
+from aesz_codec.stream import Coder
 
 
 def field(shape=(12, 33, 49), dtype="f4", seed=0):
@@ -326,6 +328,32 @@ def test_damage_is_a_typed_error_and_leaves_out_alone():
     with pytest.raises(errors.CorruptStreamError):
         AESZ(0.05).decode(flipped, out=out)
     assert not out.any()
+
+
+# --- weights ---
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "coder"), [(0.05, Coder.STATIC), (0.02, Coder.STATIC), (0.02, Coder.ADAPTIVE)]
+)
+def test_a_few_points_at_a_coast_do_not_decide_over_the_sea(tolerance, coder):
+    y, x = np.mgrid[:192, :192] / 192
+    rng = np.random.default_rng(1)
+    sea = 10 * np.cos(3 * y) + 2 * np.sin(7 * x + 3 * y)
+    for _ in range(12):
+        height, (across, down), phase = rng.normal(0, 0.3), rng.uniform(2, 14, 2), rng.uniform(0, 7)
+        sea += height * np.cos(2 * np.pi * (across * x + down * y) + phase)
+    sea = sea.astype("f4")
+    land = np.zeros(sea.shape, bool)
+    for _ in range(14):
+        cy, cx, size = rng.uniform(0, 1, 3)
+        land |= (y - cy) ** 2 + (x - cx) ** 2 < (0.04 + 0.09 * size) ** 2
+    assert 0.2 < land.mean() < 0.4
+    offset = float(sea[~land][0])
+    quantizer, predictor = Quantizer(tolerance, 1.99 * tolerance, offset), Interpolation(coder=coder)
+    everywhere = sum(map(len, predictor.encode(sea, None, quantizer)))
+    where_sea = np.where(land, np.float32(offset), sea)
+    assert sum(map(len, predictor.encode(where_sea, land.view("u1"), quantizer))) < 1.12 * everywhere
 
 
 # --- threads ---
