@@ -333,10 +333,8 @@ def test_damage_is_a_typed_error_and_leaves_out_alone():
 # --- weights ---
 
 
-@pytest.mark.parametrize(
-    ("tolerance", "coder"), [(0.05, Coder.STATIC), (0.02, Coder.STATIC), (0.02, Coder.ADAPTIVE)]
-)
-def test_a_few_points_at_a_coast_do_not_decide_over_the_sea(tolerance, coder):
+@pytest.mark.parametrize("tolerance", [0.05, 0.02])
+def test_a_few_points_at_a_coast_do_not_decide_over_the_sea(tolerance):
     y, x = np.mgrid[:192, :192] / 192
     rng = np.random.default_rng(1)
     sea = 10 * np.cos(3 * y) + 2 * np.sin(7 * x + 3 * y)
@@ -350,10 +348,10 @@ def test_a_few_points_at_a_coast_do_not_decide_over_the_sea(tolerance, coder):
         land |= (y - cy) ** 2 + (x - cx) ** 2 < (0.04 + 0.09 * size) ** 2
     assert 0.2 < land.mean() < 0.4
     offset = float(sea[~land][0])
-    quantizer, predictor = Quantizer(tolerance, 1.99 * tolerance, offset), Interpolation(coder=coder)
+    quantizer, predictor = Quantizer(tolerance, 1.99 * tolerance, offset), Interpolation(coder=Coder.STATIC)
     everywhere = sum(map(len, predictor.encode(sea, None, quantizer)))
     where_sea = np.where(land, np.float32(offset), sea)
-    assert sum(map(len, predictor.encode(where_sea, land.view("u1"), quantizer))) < 1.12 * everywhere
+    assert sum(map(len, predictor.encode(where_sea, land.view("u1"), quantizer))) < 1.1 * everywhere
 
 
 # --- threads ---
