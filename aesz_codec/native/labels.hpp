@@ -24,7 +24,8 @@ void code_labels(Coder& coder, uint8_t* labels, int64_t planes, int64_t lines, i
     const auto models = std::make_unique<Models>();
     const int64_t plane = lines * width;
     const std::vector<uint8_t> nothing(static_cast<std::size_t>(width + 2), 0);
-    std::vector<uint8_t> differs(static_cast<std::size_t>(width));  // are those around a place in rows before not all alike?
+    // Are those around a place in rows before not all alike?  At either end not all of them are there.
+    std::vector<uint8_t> differs(static_cast<std::size_t>(width), 1);
     for (int64_t p = 0; p < planes; ++p)
         for (int64_t l = 0; l < lines; ++l) {
             uint8_t* row = labels + p * plane + l * width;
@@ -35,7 +36,6 @@ void code_labels(Coder& coder, uint8_t* labels, int64_t planes, int64_t lines, i
                 differs[static_cast<std::size_t>(i)] =
                     static_cast<uint8_t>((north[i - 1] ^ north[i]) | (north[i + 1] ^ north[i]) | (north2[i] ^ north[i]) |
                                          (before[i] ^ north[i]) | (before[i + 1] ^ north[i]));
-            differs.front() = differs.back() = 1;  // not all of them are there
             for (int64_t i = 0; i < width; ++i) {
                 const bool inside = i + 1 < width;
                 const int west = i ? row[i - 1] : north[0];

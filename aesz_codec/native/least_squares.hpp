@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "kernels.hpp"
@@ -99,7 +100,7 @@ inline double error_of(const double* sample, const double* weights, int n) {
 inline int fit_rounds(const Regression& how, const std::vector<double>& samples, const double* prior, double* x) {
     const int n = how.features;
     const auto stride = static_cast<std::size_t>(n) + 1;
-    const double quantum = 4 * how.tolerance * how.tolerance;
+    const double quantum = std::max(4 * how.tolerance * how.tolerance, std::numeric_limits<double>::min());
     std::vector<double> errors(samples.size() / stride);
     double feature[kMaxWeights] = {};
     for (int round = 0; round < how.rounds; ++round) {
