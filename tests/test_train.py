@@ -46,7 +46,7 @@ def settings(**more):
     return {
         "id": "waves",
         "licence": "CC0-1.0",
-        "steps": 80,
+        "steps": 160,
         "hidden": (12,),
         "bounds": [ErrorBound("range_rel", 1e-2)],
         **more,
