@@ -35,7 +35,7 @@ _HOPELESS_MODEL = 1.4  # likewise, with a model: what it has to learn of the dat
 _WORTH_DECODING = 0.99  # bytes with a model to those without: less would not pay for the time of the networks
 _HOPELESS_PART = 1.06  # likewise, on the first part of a sample
 _HOPELESS_PART_MODEL = 1.5  # likewise, with a model
-_WORTH_A_MODEL = {"fast": 2.0, "default": 1.1, "max": 1.3}  # likewise, without the model that is to be tried
+_WORTH_A_MODEL = {"fast": 2.0, "default": 1.15, "max": 1.3}  # likewise, without the model that is to be tried
 _WORTH_A_MODEL_OF_KIND = {"fast": 1.1, "default": 1.04, "max": 1.3}  # likewise, to the best of its kind
 _HARDLY_ANYTHING = 0.05  # bits a value
 
