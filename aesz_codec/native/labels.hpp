@@ -45,7 +45,7 @@ void code_labels(Coder& coder, uint8_t* labels, int64_t planes, int64_t lines, i
                     Bit regular = models->regular[context | kAllAround];
                     const int64_t first = i;
                     do {
-                        alike = code_likely_bit(coder, regular, row[i] == west);
+                        alike = code_bit<true>(coder, regular, row[i] == west);
                     } while (alike && !differs[static_cast<std::size_t>(++i)]);
                     models->regular[context | kAllAround] = regular;
                     std::fill(row + first, row + i, static_cast<uint8_t>(west));

@@ -72,21 +72,16 @@ struct Bit {
     }
 };
 
-template <class Coder>
+// `Likely`: it is nearly always 1, which saves time and changes nothing else.
+template <bool Likely = false, class Coder>
 int code_bit(Coder& coder, Bit& model, int value) {
     uint32_t p = model.p16();
     p = p < 4 ? 4 : p > 65532 ? 65532 : p;
-    value = coder.bit(value, p);
-    model.update(value);
-    return value;
-}
-
-// The same where it is nearly always 1.
-template <class Coder>
-int code_likely_bit(Coder& coder, Bit& model, int value) {
-    uint32_t p = model.p16();
-    p = p < 4 ? 4 : p > 65532 ? 65532 : p;
-    value = coder.likely_bit(value, p);
+    if constexpr (Likely) {
+        value = coder.likely_bit(value, p);
+    } else {
+        value = coder.bit(value, p);
+    }
     model.update(value);
     return value;
 }
